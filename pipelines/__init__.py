@@ -1,0 +1,1 @@
+"""Shard sets to augmented batches on the device, with NVIDIA DALI."""

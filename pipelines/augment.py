@@ -1,0 +1,71 @@
+"""What is random, per image and step: shift, flip, noise, and the six views, as DALI fragments.
+
+Order as in the reference: shift, flip, noise, then the views, which therefore share one shift and one noise
+draw. Images are H×W×C throughout, so that a batch is channels-last for the network without a copy. Two of
+the stages have a PyTorch twin for the CPU backend, where DALI draws noise some eight times slower and makes
+the views image by image; the GPU runs DALI's.
+"""
+
+import torch
+from nvidia.dali import fn, types
+from nvidia.dali.data_node import DataNode
+
+MAX_SHIFT = 2  # pixels on each axis
+NOISE = 0.15  # standard deviation, in whitened units
+VIEWS = 6  # rotations counter-clockwise by 0, 90, 180, 270 degrees (labels 0 to 3), left-right (4), up-down (5)
+
+
+def pad_symmetric(images: torch.Tensor, by: int = MAX_SHIFT) -> torch.Tensor:
+    """(n, H, W, C) to (n, H+2·by, W+2·by, C), mirrored with the edge pixel: NumPy ``symmetric``, SciPy ``reflect``."""
+    def mirrored(size: int) -> torch.Tensor:
+        inside = torch.arange(size, device=images.device)
+        return torch.cat([inside[:by].flip(0), inside, inside[size - by:].flip(0)])
+    height, width = images.shape[1:3]
+    return images.index_select(1, mirrored(height)).index_select(2, mirrored(width))
+
+
+def shift_and_flip(images: DataNode, x: DataNode | float, y: DataNode | float, mirror: DataNode | int,
+                   size: tuple[int, int]) -> DataNode:
+    """DALI: crop padded images to ``size`` at (x, y) in [0, 1] of the margin, mirror where asked. One operator.
+
+    A crop position k/4 with a margin of four pixels is offset k exactly.
+    """
+    return fn.crop_mirror_normalize(images, crop=size, crop_pos_x=x, crop_pos_y=y, mirror=mirror,
+                                    rounding="round", dtype=types.FLOAT, output_layout="HWC")
+
+
+def add_noise(images: DataNode, deviation: float, seed: int) -> DataNode:
+    """DALI: add Gaussian noise, drawn anew for every value of every image."""
+    return images + fn.random.normal(images, stddev=deviation, seed=seed)
+
+
+def mirror(images: DataNode) -> DataNode:
+    """DALI: flip left to right. (``fn.flip`` would launch one kernel an image on the GPU; this is one a batch.)"""
+    return fn.crop_mirror_normalize(images, mirror=1, dtype=types.FLOAT, output_layout="HWC")
+
+
+def six_views(images: DataNode) -> DataNode:
+    """DALI: the six proxy views of each square image, stacked to (6, H, W, C)."""
+    def transposed(x: DataNode) -> DataNode:
+        return fn.transpose(x, perm=[1, 0, 2], transpose_layout=False)
+    left_right = mirror(images)
+    rotated90 = transposed(left_right)
+    rotated270 = mirror(transposed(images))
+    up_down = transposed(rotated270)
+    rotated180 = mirror(up_down)
+    return fn.stack(images, rotated90, rotated180, rotated270, left_right, up_down)
+
+
+def add_noise_torch(images: torch.Tensor, deviation: float, generator: torch.Generator) -> torch.Tensor:
+    """The PyTorch twin of ``add_noise``: a new tensor, one batched draw."""
+    return torch.empty_like(images).normal_(0.0, deviation, generator=generator).add_(images)
+
+
+def six_views_torch(images: torch.Tensor) -> torch.Tensor:
+    """The PyTorch twin of ``six_views``: (n, S, S, C) to (n, 6, S, S, C)."""
+    out = images.new_empty((len(images), VIEWS, *images.shape[1:]))
+    for quarter in range(4):
+        out[:, quarter] = torch.rot90(images, quarter, (1, 2))
+    out[:, 4] = images.flip(2)
+    out[:, 5] = images.flip(1)
+    return out

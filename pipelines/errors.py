@@ -1,0 +1,71 @@
+"""What bad input gets everywhere: one line on stderr that says what to do, and the right exit status."""
+
+import argparse
+import sys
+from collections.abc import Callable, Sequence
+from typing import NoReturn
+
+
+class UsageError(Exception):
+    """Wrong use: a flag or argument that cannot be. Exit status 2."""
+
+
+class DataError(Exception):
+    """Bad data: a file that is missing, damaged or not what it should be. Exit status 1."""
+
+
+class Parser(argparse.ArgumentParser):
+    """An argument parser whose complaints are one line, without the usage text."""
+
+    def __init__(self, *args, **kwargs):
+        kwargs.setdefault("formatter_class", argparse.RawDescriptionHelpFormatter)
+        kwargs.setdefault("allow_abbrev", False)
+        super().__init__(*args, **kwargs)
+
+    def error(self, message: str) -> NoReturn:
+        self.exit(2, f"{self.prog}: {message} (--help explains)\n")
+
+
+def run(command: Callable[[Sequence[str] | None], int | None], argv: Sequence[str] | None = None) -> int:
+    """Run a command's ``main(argv)`` and turn its errors into one line and an exit status.
+
+    Returns 0 (or what the command returned), 1 for bad data or a failing disk, 2 for wrong use, 130 when interrupted.
+    """
+    try:
+        return command(argv) or 0
+    except UsageError as error:
+        return _say(error, 2)
+    except DataError as error:
+        return _say(error, 1)
+    except KeyboardInterrupt:
+        return _say("interrupted", 130)
+    except BrokenPipeError:  # the reader of our output went away
+        sys.stderr.close()
+        return 1
+    except OSError as error:  # no permission, no space: the message names the file
+        return _say(error, 1)
+
+
+def _say(message: object, status: int) -> int:
+    print(f"error: {message}", file=sys.stderr)
+    return status
+
+
+def positive_int(text: str) -> int:
+    """argparse type: an integer of at least 1."""
+    return _bounded(text, 1)
+
+
+def non_negative_int(text: str) -> int:
+    """argparse type: an integer of at least 0."""
+    return _bounded(text, 0)
+
+
+def _bounded(text: str, least: int) -> int:
+    try:
+        value = int(text)
+    except ValueError:
+        value = least - 1
+    if value < least:
+        raise argparse.ArgumentTypeError(f"found {text!r}, expected an integer of at least {least}")
+    return value

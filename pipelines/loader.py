@@ -1,0 +1,369 @@
+"""Endless, seeded, resumable batches on the device: the labeled and the unlabeled stream, and the evaluation's.
+
+A stream runs a DALI pipeline whose sources are pure functions of the run's number, so that nothing has a
+cursor. One pipeline run holds several training steps, handed out as views.
+"""
+
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from nvidia.dali import Pipeline, fn, types
+
+from pipelines import augment
+from pipelines.augment import MAX_SHIFT, NOISE, VIEWS
+from pipelines.sampling import Order, draw_jitter, draw_shift, generator, seed_from
+from pipelines.shards import ShardSet, Subset
+from pipelines.whitening import Preprocess
+from pipelines.windows import Windows, default_window_images, to_device
+
+DRAWS, DALI_NOISE, TORCH_NOISE = 2, 3, 4  # what a random number is for (the order's own keys are 0 and 1)
+LABELED, UNLABELED, EVALUATION = 0, 1, 2  # which stream it is for
+EVALUATION_IMAGES = 128  # images a batch; part of what makes the evaluation's noise the same every time
+
+
+class Examples(NamedTuple):
+    """Images and what they are: float32 (n, C, H, W), channels-last in memory; int64 (n,)."""
+
+    images: torch.Tensor
+    labels: torch.Tensor
+
+
+class Batch(NamedTuple):
+    """One training step: 6B labeled images, and B unlabeled ones in six views each with their proxy labels.
+
+    ``unlabeled`` is None where the method has no proxy branch.
+    """
+
+    labeled: Examples
+    unlabeled: Examples | None
+
+
+@dataclass(frozen=True)
+class StreamOptions:
+    """What fixes a stream's batches, beside the data and the seed. A checkpoint holds for equal options only.
+
+    Args:
+        batch: images a step.
+        views: six proxy views of every image, instead of the image and its label.
+        flip: mirror left to right with probability one half.
+        noise: standard deviation of the Gaussian noise; 0 for none.
+        steps_per_run: steps in one DALI pipeline run.
+        block_images: consecutive images read at a time; small against runs of equal content in the source.
+        window_images: images on the device at a time; None for a size that suits the device.
+    """
+
+    batch: int
+    views: bool
+    flip: bool
+    noise: float = NOISE
+    steps_per_run: int = 8
+    block_images: int = 16
+    window_images: int | None = None
+
+
+def training_graph(images, draws, *, size: tuple[int, int], options: StreamOptions, device_id: int | None,
+                   in_graph: bool, seed: int, threads: int = 1, checkpoint: str | None = None) -> Pipeline:
+    """The DALI graph of a training stream, not yet built; one definition for the CPU and the GPU.
+
+    Args:
+        images: source of padded images (n, H+4, W+4, C) by ``BatchInfo``.
+        draws: source of [crop x, crop y, mirror, label], each (n,).
+        device_id: the GPU that everything runs on; None for the CPU backend.
+        in_graph: noise and views are DALI's; otherwise they are left to their PyTorch twins.
+    """
+    device = "cpu" if device_id is None else "gpu"
+    pipeline = Pipeline(batch_size=options.batch * options.steps_per_run, num_threads=threads, device_id=device_id,
+                        seed=seed, enable_checkpointing=True, checkpoint=checkpoint)
+    with pipeline:
+        padded = fn.external_source(source=images, batch=True, batch_info=True, device=device,
+                                    dtype=types.FLOAT, ndim=3, layout="HWC")
+        x, y, mirror, labels = fn.external_source(
+            source=draws, num_outputs=4, batch=True, batch_info=True, ndim=0,
+            dtype=[types.FLOAT, types.FLOAT, types.INT32, types.INT64])
+        out = augment.shift_and_flip(padded, x, y, mirror, size)
+        if in_graph and options.noise:
+            out = augment.add_noise(out, options.noise, seed)
+        if in_graph and options.views:
+            out = augment.six_views(out)
+        pipeline.set_outputs(out, labels.gpu() if device == "gpu" else labels)
+    return pipeline
+
+
+def evaluation_graph(images, draws, *, size: tuple[int, int], flip: bool, noise: float, device_id: int | None,
+                     in_graph: bool, seed: int, threads: int = 1) -> Pipeline:
+    """The DALI graph of the evaluation's views, not yet built.
+
+    Outputs, in graph: (4 or 8, H, W, C) an image, in ``evaluation_views``'s order; otherwise the image and its
+    jittered copy, (2, H, W, C), whose noise and flips are left to ``evaluation_views``.
+    """
+    device = "cpu" if device_id is None else "gpu"
+    pipeline = Pipeline(batch_size=EVALUATION_IMAGES, num_threads=threads, device_id=device_id, seed=seed)
+    with pipeline:
+        padded = fn.external_source(source=images, batch=True, batch_info=True, device=device,
+                                    dtype=types.FLOAT, ndim=3, layout="HWC")
+        x, y = fn.external_source(source=draws, num_outputs=2, batch=True, batch_info=True, ndim=0,
+                                  dtype=types.FLOAT)
+        plain = augment.shift_and_flip(padded, 0.5, 0.5, 0, size)
+        jittered = augment.shift_and_flip(padded, x, y, 0, size)
+        views = [plain, jittered]
+        if in_graph:
+            sides = [views, [augment.mirror(view) for view in views]] if flip else [views]
+            noises = iter(range(seed, seed + 4))  # each draw its own, or all would be the same
+            views = []
+            for side in sides:
+                views += side + [augment.add_noise(view, noise, next(noises)) for view in side]
+        pipeline.set_outputs(fn.stack(*views))
+    return pipeline
+
+
+def evaluation_views(pair: torch.Tensor, flip: bool, noise: float, random: torch.Generator) -> torch.Tensor:
+    """The reference's ``DenseEvaluator`` views from an image and its jittered copy, on the CPU.
+
+    Args:
+        pair: (n, 2, H, W, C).
+
+    Returns:
+        (n, 4 or 8, H, W, C): image, jittered, both with noise; then the same four of the flipped image, with
+        noise of their own.
+    """
+    sides = [pair, pair.flip(3)] if flip else [pair]
+    return torch.cat([view for side in sides for view in (side, augment.add_noise_torch(side, noise, random))], 1)
+
+
+class Stream:
+    """One endless, seeded stream of augmented batches.
+
+    Args:
+        source: a shard set or a subset of one; its labels are delivered unless ``options.views``.
+        preprocess: fitted normalisation.
+        options: what a batch is.
+        seed: of order, shifts, flips and noise.
+        which: LABELED or UNLABELED, so that streams of one seed differ.
+        device: where batches arrive; the CPU or one GPU.
+        threads: of DALI's CPU backend.
+        in_graph: noise and views by DALI (the GPU's way) instead of PyTorch; None for what the device does best.
+
+    Iterating yields Examples: (batch, C, H, W) and labels, or with views (6·batch, C, H, W), image by image,
+    and proxy labels. Tensors are the caller's to keep.
+    """
+
+    def __init__(self, source: ShardSet | Subset, preprocess: Preprocess, options: StreamOptions, *, seed: int,
+                 which: int, device: torch.device, threads: int = 1, in_graph: bool | None = None):
+        window_images = options.window_images or default_window_images(source.image_shape, device)
+        self.order = Order(len(source), window_images, options.block_images, seed_from(seed, which))
+        self.options = options
+        self._windows = Windows(source, self.order, preprocess.to(device), device)
+        self._labels = None if options.views else source.labels.astype(np.int64)
+        self._size = source.image_shape[:2]
+        self._run_images = options.batch * options.steps_per_run
+        self._key = (seed, which)
+        self._device, self._threads = device, threads
+        self._in_graph = device.type == "cuda" if in_graph is None else in_graph
+        self._proxy_labels = torch.arange(VIEWS, device=device).repeat(options.batch)
+        self._pipeline: Pipeline | None = None
+        self._start(step=0, checkpoint=None)
+
+    @property
+    def windows_loaded(self) -> int:
+        """Windows read from the shards so far."""
+        return self._windows.loaded
+
+    def __iter__(self) -> "Stream":
+        return self
+
+    def __next__(self) -> Examples:
+        inside = self._step % self.options.steps_per_run
+        if self._run is None or inside == 0:
+            self._run = self._next_run()
+        self._step += 1
+        images, labels = (part.chunk(self.options.steps_per_run)[inside] for part in self._run)
+        return Examples(images, self._proxy_labels if self.options.views else labels)
+
+    def state_dict(self) -> dict:
+        """Everything needed to go on after the batch delivered last: numbers and strings."""
+        if self._run is None or self._step % self.options.steps_per_run == 0:
+            self._before_run = self._checkpoint()
+        return {"step": self._step, "dali": self._before_run, **self._identity()}
+
+    def load_state_dict(self, state: dict) -> None:
+        """Go on where ``state`` was taken. Raises ValueError where it belongs to another stream."""
+        for name, value in self._identity().items():
+            if state.get(name) != value:
+                raise ValueError(f"stream {name}: {state.get(name)!r} in the checkpoint, {value!r} now")
+        self._start(step=state["step"], checkpoint=state["dali"])
+
+    def close(self) -> None:
+        """Let go of windows and threads; the stream delivers no more."""
+        self._windows.close()
+        self._pipeline = None
+        self._run = None
+
+    def _identity(self) -> dict:
+        order = {name: value for name, value in asdict(self.order).items() if name != "seed"}
+        return {"key": list(self._key), "in_graph": self._in_graph, **asdict(self.options), **order}
+
+    def _start(self, step: int, checkpoint: str | None) -> None:
+        self._step = step
+        self._run: tuple[torch.Tensor, torch.Tensor] | None = None
+        self._before_run = checkpoint
+        self._pipeline = training_graph(
+            self._source_images, self._source_draws, size=self._size, options=self.options,
+            device_id=self._device.index if self._device.type == "cuda" else None, in_graph=self._in_graph,
+            seed=seed_from(*self._key, DALI_NOISE), threads=self._threads,
+            checkpoint=None if checkpoint is None else bytes.fromhex(checkpoint))
+        self._built = False
+
+    def _checkpoint(self) -> str:
+        """DALI's state before the next run: which run that is, and its own noise."""
+        self._build()
+        return self._pipeline.checkpoint().hex()
+
+    def _build(self) -> None:
+        if not self._built:
+            self._pipeline.build()
+            self._built = True
+
+    def _next_run(self) -> tuple[torch.Tensor, torch.Tensor]:
+        self._before_run = self._checkpoint()
+        images, labels = run_pipeline(self._pipeline, self._device)
+        if not self._in_graph:
+            if self.options.noise:
+                run = self._step // self.options.steps_per_run
+                random = torch.Generator().manual_seed(seed_from(*self._key, TORCH_NOISE, run))
+                images = augment.add_noise_torch(images, self.options.noise, random)
+            if self.options.views:
+                images = augment.six_views_torch(images)
+        if self.options.views:
+            images = images.flatten(0, 1)
+        return images.permute(0, 3, 1, 2), labels
+
+    def _source_images(self, info) -> np.ndarray | torch.Tensor:
+        images = self._windows.gather(info.iteration * self._run_images, self._run_images)
+        return images if images.is_cuda else images.numpy()
+
+    def _source_draws(self, info) -> list[np.ndarray]:
+        indices = self._windows.indices(info.iteration * self._run_images, self._run_images)
+        random = generator(*self._key, DRAWS, info.iteration)
+        y, x = draw_shift(random, len(indices)).astype(np.float32) / (2 * MAX_SHIFT)
+        mirror = random.integers(0, 2, len(indices), np.int32) * np.int32(self.options.flip)
+        return [x, y, mirror, indices if self._labels is None else self._labels[indices]]
+
+
+def run_pipeline(pipeline: Pipeline, device: torch.device) -> tuple[torch.Tensor, ...]:
+    """One run of a DALI pipeline; its outputs as tensors on the device, without a copy."""
+    stream = torch.cuda.current_stream(device) if device.type == "cuda" else None
+    return tuple(torch.from_dlpack(output.as_tensor()) for output in pipeline.run(stream))
+
+
+class SemiSupervisedLoader:
+    """Paired batches for training, endless: ``for batch in loader: batch.labeled.images ...``.
+
+    Args:
+        labeled: labeled images, shuffled and repeated for ever.
+        unlabeled: images for the proxy branch, their labels ignored; None for no such branch.
+        preprocess: fitted normalisation.
+        batch_unlabeled: unlabeled images B a step; there are 6B views of them and 6B labeled images.
+        flip: mirror labeled images with probability one half. (The six views contain a flip already.)
+        seed: of everything random.
+        device: the CPU or one GPU.
+        noise: standard deviation; 0 for none.
+        threads: of DALI's CPU backend.
+        window_images: see StreamOptions.
+    """
+
+    def __init__(self, labeled: ShardSet | Subset, unlabeled: ShardSet | None, preprocess: Preprocess, *,
+                 batch_unlabeled: int = 16, flip: bool = True, seed: int = 0, device: torch.device | str = "cpu",
+                 noise: float = NOISE, threads: int = 1, window_images: int | None = None):
+        device = torch.device(device)
+        common = {"seed": seed, "device": device, "threads": threads}
+        self.labeled = Stream(labeled, preprocess, StreamOptions(
+            batch_unlabeled * VIEWS, views=False, flip=flip, noise=noise, window_images=window_images),
+            which=LABELED, **common)
+        self.unlabeled = None if unlabeled is None else Stream(unlabeled, preprocess, StreamOptions(
+            batch_unlabeled, views=True, flip=False, noise=noise, window_images=window_images),
+            which=UNLABELED, **common)
+
+    def __iter__(self) -> "SemiSupervisedLoader":
+        return self
+
+    def __next__(self) -> Batch:
+        return Batch(next(self.labeled), None if self.unlabeled is None else next(self.unlabeled))
+
+    def state_dict(self) -> dict:
+        """Where both streams are."""
+        return {"labeled": self.labeled.state_dict(),
+                "unlabeled": None if self.unlabeled is None else self.unlabeled.state_dict()}
+
+    def load_state_dict(self, state: dict) -> None:
+        """Go on where ``state`` was taken; raises ValueError where it belongs to other streams."""
+        if (self.unlabeled is None) != (state["unlabeled"] is None):
+            raise ValueError("a checkpoint with a proxy branch goes with a run that has one, and one without without")
+        self.labeled.load_state_dict(state["labeled"])
+        if self.unlabeled is not None:
+            self.unlabeled.load_state_dict(state["unlabeled"])
+
+    def close(self) -> None:
+        """Let go of windows and threads."""
+        self.labeled.close()
+        if self.unlabeled is not None:
+            self.unlabeled.close()
+
+
+class EvaluationLoader:
+    """Every test image exactly once, in order, in 8 views (4 without flips); the same views at every pass.
+
+    Args:
+        source: labeled images.
+        preprocess: fitted normalisation.
+        flip: add the four views of the flipped image.
+        seed: of jitter and noise.
+        device: the CPU or one GPU.
+
+    Iterating yields Examples: (n·views, C, H, W), image by image, and labels (n,). The last batch is smaller.
+    """
+
+    def __init__(self, source: ShardSet | Subset, preprocess: Preprocess, *, flip: bool, seed: int = 0,
+                 device: torch.device | str = "cpu", noise: float = NOISE, threads: int = 1):
+        self._device = torch.device(device)
+        self._source, self._preprocess = source, preprocess.to(self._device)
+        self._labels = torch.from_numpy(source.labels.astype(np.int64))
+        self._flip, self._noise, self._seed, self._threads = flip, noise, seed, threads
+        self.views = 8 if flip else 4
+
+    def __len__(self) -> int:
+        """Batches in a pass."""
+        return -(-len(self._source) // EVALUATION_IMAGES)
+
+    def __iter__(self) -> Iterator[Examples]:
+        in_graph = self._device.type == "cuda"
+        key = (self._seed, EVALUATION)
+        pipeline = evaluation_graph(
+            self._source_images, self._source_draws, size=self._source.image_shape[:2], flip=self._flip,
+            noise=self._noise, device_id=self._device.index if in_graph else None, in_graph=in_graph,
+            seed=seed_from(*key, DALI_NOISE), threads=self._threads)
+        pipeline.build()
+        for number in range(len(self)):
+            (images,) = run_pipeline(pipeline, self._device)
+            if not in_graph:
+                random = torch.Generator().manual_seed(seed_from(*key, TORCH_NOISE, number))
+                images = evaluation_views(images, self._flip, self._noise, random)
+            labels = self._labels[number * EVALUATION_IMAGES:(number + 1) * EVALUATION_IMAGES]
+            yield Examples(images.flatten(0, 1).permute(0, 3, 1, 2), labels.to(self._device))
+
+    def _indices(self, info) -> np.ndarray:
+        if info.iteration >= len(self):
+            raise StopIteration
+        return np.arange(info.iteration * EVALUATION_IMAGES,
+                         min(len(self._source), (info.iteration + 1) * EVALUATION_IMAGES))
+
+    def _source_images(self, info) -> np.ndarray | torch.Tensor:
+        images = to_device(self._source.read(self._indices(info)), self._preprocess, self._device)
+        return images if images.is_cuda else images.numpy()
+
+    def _source_draws(self, info) -> list[np.ndarray]:
+        count = len(self._indices(info))
+        y, x = draw_jitter(generator(self._seed, EVALUATION, DRAWS, info.iteration), count).astype(np.float32)
+        return [x / (2 * MAX_SHIFT), y / (2 * MAX_SHIFT)]

@@ -1,0 +1,1 @@
+"""Datasets to shard sets: commands that run once, offline."""
