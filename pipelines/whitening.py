@@ -12,10 +12,9 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from tqdm import tqdm
-
 from pipelines.errors import DataError
 from pipelines.files import write_atomically
+from pipelines.progress import progress_bar
 from pipelines.sampling import evenly_spread
 from pipelines.shards import ShardSet
 
@@ -152,7 +151,7 @@ def fit_zca(sets: Sequence[ShardSet], device: torch.device | str = "cpu",
     moment = torch.zeros(size, size, dtype=torch.float64, device=device)
     count = 0
     images = min(FIT_IMAGES, sum(map(len, sets)))
-    with tqdm(total=images, unit=" images", desc="fitting ZCA", disable=not progress) as bar:
+    with progress_bar(images, " images", "fitting ZCA", disable=not progress) as bar:
         for chunk in _fit_chunks(sets, images):
             flat = gcn(torch.from_numpy(chunk).to(device)).to(torch.float64)
             total += flat.sum(dim=0)

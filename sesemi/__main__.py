@@ -1,0 +1,9 @@
+"""python -m sesemi."""
+
+import sys
+
+from pipelines import errors
+from sesemi import cli
+
+if __name__ == "__main__":
+    sys.exit(errors.run(cli.main))

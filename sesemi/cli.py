@@ -1,0 +1,129 @@
+"""The command line: python -m sesemi train, python -m sesemi evaluate."""
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from pipelines import errors
+from pipelines.errors import Parser, UsageError
+from sesemi.config import METHODS, PRECISIONS, PREPROCESS, Config, parse_device
+from sesemi.networks import NAMES
+
+TRAIN_EXAMPLE = """examples:
+  python -m sesemi train --network convnet --dataset cifar10 --labels 4000 --gpu 0
+  python -m sesemi train --network wrn-10-1 --dataset digits --labels 20 --steps 600 --gpu none --run runs/try
+  python -m sesemi train --resume --run runs/try
+"""
+EVALUATE_EXAMPLE = """example:
+  python -m sesemi evaluate runs/try
+"""
+CHANGEABLE = {"run", "device", "log_every", "checkpoint_every"}  # settings that a resumed run may change
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """The command."""
+    options = vars(build_parser().parse_args(argv))
+    return options.pop("command")(options)
+
+
+def build_parser() -> Parser:
+    """All flags. What is left out is absent from the result, so that a resumed run keeps its own."""
+    parser = Parser(prog="python -m sesemi", description="Train and evaluate SESEMI on prepared shard sets.")
+    commands = parser.add_subparsers(required=True, metavar="train|evaluate", parser_class=Parser)
+
+    train = commands.add_parser("train", help="train and evaluate one run", epilog=TRAIN_EXAMPLE,
+                                description="Train and evaluate one run.", argument_default=argparse.SUPPRESS)
+    train.set_defaults(command=train_command)
+    count, lines = errors.positive_int, train.add_argument
+    lines("--dataset", metavar="NAME", help="prepared set under --data (required, but for --resume)")
+    lines("--network", metavar="NAME", help=f"{NAMES} (default: {Config.network})")
+    lines("--labels", type=count, metavar="N", help="labeled training images in all (default: all)")
+    lines("--method", choices=METHODS, help="sesemi, or supervised: the same without the proxy branch "
+                                            f"(default: {Config.method})")
+    lines("--gpu", dest="device", metavar="N", help="number of the GPU, or none for the CPU (default: GPU 0 if any)")
+    lines("--preprocess", choices=PREPROCESS, help="default: as the reference does for the dataset")
+    lines("--epochs", type=count, metavar="N", help="of unlabeled images // B steps (default: the dataset's)")
+    lines("--steps", type=count, metavar="N", help="length of the run and of the schedule, whatever the epochs")
+    lines("--batch-unlabeled", type=count, metavar="B",
+          help=f"B × 6 views and 6B labeled images a step (default: {Config.batch_unlabeled})")
+    lines("--lr", type=float, metavar="RATE", help=f"of the first step (default: {Config.lr})")
+    lines("--precision", choices=PRECISIONS,
+          help="default: bf16 where the GPU has it, else fp16; fp32 on a CPU")
+    lines("--seed", type=errors.non_negative_int, metavar="N",
+          help="of everything random but the choice of labels (default: 0)")
+    lines("--data", metavar="PATH", help=f"folder of the prepared sets (default: {Config.data})")
+    lines("--run", metavar="PATH", help="the run's folder (default: runs/, by dataset, network, labels, method, seed)")
+    lines("--resume", action="store_true", help="go on with the run in --run, with the settings it has")
+    lines("--log-every", type=count, metavar="STEPS", help=f"default: {Config.log_every}")
+    lines("--checkpoint-every", type=count, metavar="STEPS", help=f"default: {Config.checkpoint_every}")
+    lines("--eval-every", type=errors.non_negative_int, metavar="STEPS",
+          help="0: at the end only (default: every epoch)")
+    lines("--eval-images", type=count, metavar="N",
+          help="evaluate a fixed class-balanced sample of the test images (default: all)")
+
+    evaluate = commands.add_parser("evaluate", help="the test error of a run", epilog=EVALUATE_EXAMPLE,
+                                   description="Print the test error of a run, from its checkpoint.")
+    evaluate.set_defaults(command=evaluate_command)
+    evaluate.add_argument("run", type=Path, help="the run's folder")
+    evaluate.add_argument("--gpu", metavar="N", help="number of the GPU, or none for the CPU (default: as trained)")
+    return parser
+
+
+def train_command(given: dict) -> int:
+    """Train; ``given`` holds the flags that were."""
+    from sesemi import experiment  # after parsing: --help should not wait for DALI and TensorBoard
+    from sesemi.runlog import RunFolder
+    resume = given.pop("resume", False)
+    if "device" in given:
+        given["device"] = parse_device(given["device"])
+    if resume:
+        if "run" not in given:
+            raise UsageError("--resume: which run? give its folder by --run")
+        folder = RunFolder(given["run"])
+        config = experiment.load_config(folder, given.get("device"))
+        for name, value in given.items():
+            if name not in CHANGEABLE and getattr(config, name) != value:
+                raise UsageError(f"--{name.replace('_', '-')}: found {value}, but {folder.path} was started with "
+                                 f"{getattr(config, name)}; leave it out, or start a new --run")
+        config = Config(**{**config.as_dict(), **given})
+        if folder.result.exists():
+            print(f"{folder.path} is finished: {describe(folder.read(folder.result))}")
+            return 0
+    elif "dataset" not in given:
+        raise UsageError("--dataset: missing; name a set prepared with python -m tools.prepare, such as cifar10")
+    else:
+        config = Config(**given)
+    if config.device is None and not given.get("device"):
+        _say_device()
+    try:
+        result = experiment.train(config, resume)
+    except experiment.Stopped as stopped:
+        print(stopped, file=sys.stderr)
+        return 128 + stopped.signal
+    print(describe(result))
+    return 0
+
+
+def evaluate_command(given: dict) -> int:
+    """Print a run's test error."""
+    from sesemi import experiment
+    error, images = experiment.evaluate(given["run"], parse_device(given["gpu"]))
+    print(f"test error {error:.4f} on {images:,} images")
+    return 0
+
+
+def describe(result: dict) -> str:
+    """A result in one line."""
+    return (f"test error {result['test_error']:.4f} on {result['test_images']:,} images: {result['method']}, "
+            f"{result['network']}, {result['labels']:,} labels, {result['steps']:,} steps in "
+            f"{result['seconds']:,.0f} s ({result['images_per_second']:,.0f} images/s)")
+
+
+def _say_device() -> None:
+    import torch
+
+    from sesemi.config import device_name
+    gpu = torch.cuda.is_available()
+    name = device_name(torch.device("cuda:0" if gpu else "cpu"))
+    print(f"training on {name}" + ("" if gpu else " (no GPU found)"), file=sys.stderr)

@@ -1,0 +1,36 @@
+"""The test error: class probabilities averaged over the views of every test image, each exactly once."""
+
+import torch
+
+from pipelines.loader import EvaluationLoader
+from pipelines.progress import progress_bar
+from sesemi.model import SesemiModel
+
+
+@torch.no_grad()
+def test_error(model: SesemiModel, loader: EvaluationLoader, autocast: torch.autocast,
+               progress: bool = True) -> tuple[float, int]:
+    """The fraction of images classified wrongly, and how many images that is of (reference: ``DenseEvaluator``).
+
+    The model is left in the mode it was in; its running statistics are used, not changed.
+    """
+    training = model.training
+    model.eval()
+    wrong, images = None, 0
+    with progress_bar(len(loader), " batches", "evaluating", leave=False, disable=not progress) as bar:
+        for views, labels in loader:
+            with autocast:
+                logits, _ = model(views)
+            predicted = averaged_prediction(logits, loader.views)
+            mistakes = (predicted != labels).sum()
+            wrong = mistakes if wrong is None else wrong + mistakes
+            images += len(labels)
+            bar.update()
+    model.train(training)
+    return wrong.item() / images, images
+
+
+def averaged_prediction(logits: torch.Tensor, views: int) -> torch.Tensor:
+    """Class (n,) of largest mean probability over each image's views, from logits (n·views, classes)."""
+    probabilities = logits.float().softmax(dim=1)
+    return probabilities.unflatten(0, (-1, views)).mean(dim=1).argmax(dim=1)

@@ -1,0 +1,219 @@
+"""A run from its configuration: data, loader, model, trainer, evaluation, files."""
+
+import resource
+import signal
+from contextlib import ExitStack, contextmanager
+from dataclasses import asdict
+from pathlib import Path
+
+import torch
+
+from pipelines import whitening
+from pipelines.errors import DataError, UsageError
+from pipelines.loader import EvaluationLoader, SemiSupervisedLoader
+from pipelines.progress import progress_bar
+from pipelines.sampling import class_balanced_subset
+from pipelines.shards import ShardSet, Subset
+from pipelines.whitening import Preprocess
+from sesemi import checkpoint
+from sesemi.config import PRECISIONS, Config, cpu_cores, device_name
+from sesemi.evaluation import test_error
+from sesemi.model import SesemiModel
+from sesemi.runlog import MetricsLog, RunFolder, versions
+from sesemi.trainer import Trainer, TrainLine
+
+
+class Stopped(Exception):
+    """Training was asked to stop and did, with everything saved. ``signal`` says by what."""
+
+    def __init__(self, message: str, signal_number: int):
+        super().__init__(message)
+        self.signal = signal_number
+
+
+def train(config: Config, resume: bool = False) -> dict:
+    """Train and evaluate one run; returns what result.json holds.
+
+    Args:
+        config: with open settings, or those of the run to resume.
+        resume: go on from the run's checkpoint.
+
+    Raises:
+        UsageError: settings that the data does not allow; a run that exists, without ``resume``.
+        DataError: damaged or missing data; a loss that is not finite.
+        Stopped: SIGINT or SIGTERM arrived; the run can be resumed.
+    """
+    train_set, test_set = ShardSet(config.train_path), ShardSet(config.test_path)
+    config = config.resolve(train_set, test_set)
+    folder = RunFolder(config.run)
+    identity = {"train": train_set.fingerprint, "test": test_set.fingerprint}
+    if resume:
+        for name, saved in folder.read(folder.config)["data_fingerprints"].items():
+            if identity[name] != saved:
+                raise DataError(f"{getattr(config, name + '_path')}: not the shards that {folder.path} began with; "
+                                f"start a new --run")
+        preprocess = Preprocess.load(folder.whitening)
+    else:
+        _refuse_existing(folder)
+        folder.path.mkdir(parents=True, exist_ok=True)
+        preprocess = whitening.prepare(config.preprocess, [train_set], config.device)
+        preprocess.save(folder.whitening)
+    folder.write(folder.config, {**config.as_dict(), "data_fingerprints": identity, "versions": versions(),
+                                 "device_name": device_name(torch.device(config.device))})
+    with ExitStack() as stack:
+        return _train(config, folder, preprocess, train_set, test_set, resume, stack)
+
+
+def _train(config: Config, folder: RunFolder, preprocess: Preprocess, train_set: ShardSet, test_set: ShardSet,
+           resume: bool, stack: ExitStack) -> dict:
+    device = torch.device(config.device)
+    torch.manual_seed(config.seed)
+    indices = class_balanced_subset(train_set.labels, config.labels, len(train_set.classes))
+    loader = SemiSupervisedLoader(
+        Subset(train_set, indices), train_set if config.method == "sesemi" else None, preprocess,
+        batch_unlabeled=config.batch_unlabeled, flip=config.flips, seed=config.seed, device=device,
+        noise=config.noise, threads=cpu_cores())
+    stack.callback(loader.close)
+    model = build_model(config, len(train_set.classes), train_set.image_shape[2])
+    trainer = Trainer(model, steps=config.steps, base_lr=config.lr, dtype=PRECISIONS[config.precision],
+                      log_every=config.log_every)
+    evaluation = evaluation_loader(config, preprocess, test_set)
+    latest = {"step": 0}
+    if resume:
+        state = checkpoint.load(folder.checkpoint, device)
+        try:
+            trainer.load_state_dict(state["trainer"])
+            loader.load_state_dict(state["loader"])
+        except (KeyError, ValueError, RuntimeError) as error:
+            raise DataError(f"{folder.checkpoint}: does not fit this run ({str(error).splitlines()[0]})") from None
+        checkpoint.restore_random_state(state["random"], device)
+        latest = state["evaluation"]
+    log = MetricsLog(folder, trainer.step)
+    stack.callback(log.close)
+    bar = stack.enter_context(progress_bar(config.steps, " steps", "training", initial=trainer.step))
+    steps_per_epoch = len(train_set) // config.batch_unlabeled
+
+    def evaluate() -> None:
+        error, images = test_error(model, evaluation, trainer.autocast)
+        latest.update(step=trainer.step, test_error=error, test_images=images)
+        log.write("eval", dict(latest))
+
+    def save() -> None:
+        checkpoint.save(folder.checkpoint, {
+            "trainer": trainer.state_dict(), "loader": loader.state_dict(),
+            "random": checkpoint.random_state(device), "evaluation": latest})
+
+    def on_log(line: TrainLine) -> None:
+        log.write("train", {**asdict(line), "epoch": line.step / steps_per_epoch})
+        bar.set_postfix_str(f"loss {line.class_loss + (line.proxy_loss or 0):.3f}, "
+                            f"{line.images_per_second:,.0f} images/s", refresh=False)
+
+    def after_step(step: int) -> None:
+        bar.update()
+        if config.eval_every and step % config.eval_every == 0 and step < config.steps:
+            evaluate()
+        if step % config.checkpoint_every == 0:
+            save()
+
+    trainer.on_log, trainer.after_step = on_log, after_step
+    with stop_on_signals(trainer) as received:
+        finished = trainer.train(loader)
+    if not finished:
+        save()
+        raise Stopped(f"stopped at step {trainer.step} of {config.steps}; go on with: "
+                      f"python -m sesemi train --resume --run {folder.path}", received[0])
+    if latest["step"] < config.steps:
+        save()  # before an evaluation that may be long
+        evaluate()
+    save()
+    result = {
+        "test_error": latest["test_error"], "test_images": latest["test_images"], "labels": config.labels,
+        "network": config.network, "dataset": config.dataset, "method": config.method, "steps": trainer.step,
+        "seconds": trainer.seconds, "images_per_second": trainer.images / trainer.seconds,
+        "data_wait_fraction": trainer.waited / trainer.seconds,
+        "peak_rss_bytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
+        "device": device_name(device)}
+    folder.write(folder.result, result)
+    return result
+
+
+def evaluate(run: Path | str, device: str | None = None) -> tuple[float, int]:
+    """The test error of a run from its checkpoint, and the number of images it is of.
+
+    Args:
+        run: the run's folder.
+        device: None for the one it was trained on.
+    """
+    folder = RunFolder(run)
+    config = load_config(folder, device)
+    test_set = ShardSet(config.test_path)
+    if test_set.fingerprint != folder.read(folder.config)["data_fingerprints"]["test"]:
+        raise DataError(f"{config.test_path}: not the shards that {folder.path} was trained with")
+    model = build_model(config, len(test_set.classes), test_set.image_shape[2])
+    state = checkpoint.load(folder.checkpoint, torch.device(config.device))
+    model.load_state_dict(state["trainer"]["model"])
+    dtype = PRECISIONS[config.precision]
+    autocast = torch.autocast(torch.device(config.device).type, dtype, enabled=dtype != torch.float32)
+    return test_error(model, evaluation_loader(config, Preprocess.load(folder.whitening), test_set), autocast)
+
+
+def load_config(folder: RunFolder, device: str | None = None) -> Config:
+    """The configuration a run was started with, on its device or another."""
+    saved = folder.read(folder.config)
+    try:
+        config = Config(**{name: saved[name] for name in Config.__dataclass_fields__})
+    except (KeyError, TypeError) as error:
+        raise DataError(f"{folder.config}: not the configuration of a run ({error})") from None
+    device = device or config.device
+    if device.startswith("cuda") and not torch.cuda.is_available():
+        raise UsageError(f"--gpu: {folder.path} was trained on {device}, no GPU here; --gpu none takes the CPU")
+    return Config(**{**config.as_dict(), "device": device, "run": str(folder.path)})
+
+
+def build_model(config: Config, num_classes: int, channels: int) -> SesemiModel:
+    """The model of a run on its device, channels-last."""
+    model = SesemiModel(config.network, num_classes, config.dropout, channels)
+    return model.to(config.device, memory_format=torch.channels_last)
+
+
+def evaluation_loader(config: Config, preprocess: Preprocess, test_set: ShardSet) -> EvaluationLoader:
+    """The test images of a run, in the same views every time."""
+    indices = class_balanced_subset(test_set.labels, config.eval_images or len(test_set), len(test_set.classes))
+    return EvaluationLoader(Subset(test_set, indices), preprocess, flip=config.flips, seed=config.seed,
+                            device=config.device, noise=config.noise, threads=cpu_cores())
+
+
+@contextmanager
+def stop_on_signals(trainer: Trainer):
+    """While inside, the first SIGINT or SIGTERM stops the trainer after its step; a second acts as usual.
+
+    Yields the list that receives the signal's number.
+    """
+    received: list[int] = []
+    previous = {}
+
+    def handle(number: int, frame: object) -> None:
+        received.append(number)
+        trainer.stop()
+        restore()
+
+    def restore() -> None:
+        while previous:
+            signal.signal(*previous.popitem())
+
+    try:
+        for number in (signal.SIGINT, signal.SIGTERM):
+            previous[number] = signal.signal(number, handle)
+    except ValueError:  # not the main thread: no signals to be had
+        pass
+    try:
+        yield received
+    finally:
+        restore()
+
+
+def _refuse_existing(folder: RunFolder) -> None:
+    if folder.result.exists():
+        raise UsageError(f"--run: {folder.path} holds a finished run; choose another --run")
+    if folder.checkpoint.exists():
+        raise UsageError(f"--run: {folder.path} holds an unfinished run; go on with --resume or choose another --run")

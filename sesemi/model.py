@@ -1,0 +1,39 @@
+"""The model: one trunk, global average pooling, and two linear heads, for classes and for the six proxy labels."""
+
+import torch
+from torch import nn
+
+from pipelines.augment import VIEWS
+from sesemi.networks import build_trunk
+from sesemi.networks.layers import linear
+
+
+class SesemiModel(nn.Module):
+    """Reference: ``compile_sesemi``.
+
+    Args:
+        network: name of the trunk, see sesemi.networks.
+        num_classes: outputs of the class head.
+        dropout: before the class head only.
+        channels: of the images.
+    """
+
+    def __init__(self, network: str, num_classes: int, dropout: float = 0.2, channels: int = 3):
+        super().__init__()
+        self.trunk = build_trunk(network, channels)
+        self.dropout = nn.Dropout(dropout)
+        self.class_head = linear(self.trunk.out_channels, num_classes)
+        self.proxy_head = linear(self.trunk.out_channels, VIEWS)
+
+    def forward(self, labeled: torch.Tensor,
+                unlabeled: torch.Tensor | None = None) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """Class logits (n, classes) of labeled images and proxy logits (m, 6) of unlabeled views, if any.
+
+        The trunk runs on each branch by itself, so batch statistics are per branch and both update the running
+        ones, as in the reference.
+        """
+        proxy_logits = None if unlabeled is None else self.proxy_head(self._features(unlabeled))
+        return self.class_head(self.dropout(self._features(labeled))), proxy_logits
+
+    def _features(self, images: torch.Tensor) -> torch.Tensor:
+        return self.trunk(images).mean(dim=(2, 3))

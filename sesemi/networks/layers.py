@@ -1,0 +1,46 @@
+"""Layers as Keras defines them, which the reference's results rest on."""
+
+import math
+
+import torch
+from torch import nn
+
+KERAS_TRUNCATION = 0.87962566103423978  # standard deviation of a unit normal cut at two
+
+
+def conv(inputs: int, outputs: int, size: int, *, bias: bool, padding: int | None = None) -> nn.Conv2d:
+    """A stride-1 convolution, size-keeping unless ``padding`` is given, initialised as Keras's ``he_normal``.
+
+    Keras: a normal truncated at two standard deviations, whose deviation after truncation is √(2/fan_in).
+    """
+    layer = nn.Conv2d(inputs, outputs, size, padding=size // 2 if padding is None else padding, bias=bias)
+    deviation = math.sqrt(2 / (inputs * size * size)) / KERAS_TRUNCATION
+    nn.init.trunc_normal_(layer.weight, std=deviation, a=-2 * deviation, b=2 * deviation)
+    if bias:
+        nn.init.zeros_(layer.bias)
+    return layer
+
+
+def norm(channels: int) -> nn.BatchNorm2d:
+    """Batch normalisation with Keras's momentum 0.99 (PyTorch counts it as 0.01) and epsilon 0.001."""
+    return nn.BatchNorm2d(channels, eps=0.001, momentum=0.01)
+
+
+def linear(inputs: int, outputs: int) -> nn.Linear:
+    """A linear head with Glorot-uniform weights and zero bias."""
+    layer = nn.Linear(inputs, outputs)
+    nn.init.xavier_uniform_(layer.weight)
+    nn.init.zeros_(layer.bias)
+    return layer
+
+
+class ConvNormAct(nn.Sequential):
+    """Convolution, batch norm, activation: the reference's building block."""
+
+    def __init__(self, convolution: nn.Conv2d, activation: nn.Module):
+        super().__init__(convolution, norm(convolution.out_channels), activation)
+
+
+def count_parameters(module: torch.nn.Module) -> int:
+    """Trainable parameters."""
+    return sum(parameter.numel() for parameter in module.parameters() if parameter.requires_grad)

@@ -1,0 +1,145 @@
+"""Training: batch → forward → loss → backward → update, and what happens every so many steps.
+
+The trainer takes any iterable of ``pipelines.loader.Batch``: the loader in a run, a list of tensors in a test.
+"""
+
+import math
+import time
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+
+import torch
+
+from pipelines.errors import DataError
+from pipelines.loader import Batch
+from sesemi.model import SesemiModel
+from sesemi.objective import sesemi_loss
+from sesemi.schedule import build_optimizer, learning_rate
+
+
+@dataclass(frozen=True)
+class TrainLine:
+    """What is logged: losses and proxy accuracy are means over the steps since the last line.
+
+    ``data_wait_fraction`` is the share of the time in which the host waited for a batch. The proxy's numbers are
+    None where there is no proxy branch.
+    """
+
+    step: int
+    learning_rate: float
+    class_loss: float
+    proxy_loss: float | None
+    proxy_accuracy: float | None
+    images_per_second: float
+    data_wait_fraction: float
+
+
+class Trainer:
+    """Owns the model, the optimiser and the clock; knows nothing of files or data sets.
+
+    Args:
+        model: on its device, in training mode.
+        steps: length of the run and of the learning-rate schedule.
+        base_lr: learning rate of the first step.
+        dtype: of the forward pass; float16 scales the gradients.
+        log_every: steps between calls of ``on_log``.
+        on_log: called with a TrainLine.
+        after_step: called with the number of steps done, after each; the place for evaluation and checkpoints.
+    """
+
+    def __init__(self, model: SesemiModel, *, steps: int, base_lr: float, dtype: torch.dtype = torch.float32,
+                 log_every: int = 50, on_log: Callable[[TrainLine], object] = lambda line: None,
+                 after_step: Callable[[int], object] = lambda step: None):
+        self.model, self.steps, self.base_lr = model, steps, base_lr
+        self.device = next(model.parameters()).device
+        self.optimizer = build_optimizer(model, base_lr)
+        self.autocast = torch.autocast(self.device.type, dtype, enabled=dtype != torch.float32)
+        self.scaler = torch.amp.GradScaler(self.device.type, enabled=dtype == torch.float16)
+        self.step = 0
+        self.images = 0  # through the network, in all
+        self.seconds = 0.0  # training, in all: without evaluation and other pauses
+        self.waited = 0.0  # of them, waiting for a batch
+        self.on_log, self.after_step = on_log, after_step
+        self._log_every = log_every
+        self._sums = torch.zeros(3, device=self.device)  # class loss, proxy loss, proxy accuracy since the last line
+        self._since = (0, 0, 0.0, 0.0)  # step, images, seconds, waited at the last line
+        self._stop = False
+
+    def train(self, batches: Iterable[Batch]) -> bool:
+        """Train to the last step, or until ``stop``; returns whether the last step was reached."""
+        batches = iter(batches)
+        while self.step < self.steps and not self._stop:
+            start = time.perf_counter()
+            batch = next(batches)
+            self.waited += time.perf_counter() - start
+            self.train_step(batch)
+            self.step += 1
+            self.seconds += time.perf_counter() - start
+            if self.step % self._log_every == 0 or self.step == self.steps:
+                self._log()
+            self.after_step(self.step)
+        return self.step == self.steps
+
+    def train_step(self, batch: Batch) -> None:
+        """One step of the method on one batch; nothing in it waits for the device."""
+        for group in self.optimizer.param_groups:
+            group["lr"] = learning_rate(self.step, self.steps, self.base_lr)
+        labeled, unlabeled = batch
+        with self.autocast:
+            class_logits, proxy_logits = self.model(labeled.images, unlabeled and unlabeled.images)
+        loss, class_loss, proxy_loss = sesemi_loss(class_logits, labeled.labels,
+                                                   proxy_logits, unlabeled and unlabeled.labels)
+        self.optimizer.zero_grad(set_to_none=True)
+        self.scaler.scale(loss).backward()
+        self.scaler.step(self.optimizer)
+        self.scaler.update()
+
+        correct = torch.zeros_like(class_loss)
+        if unlabeled is not None:
+            correct = (proxy_logits.detach().argmax(dim=1) == unlabeled.labels).float().mean()
+        self._sums += torch.stack([class_loss.detach(), proxy_loss.detach(), correct])
+        self.images += len(labeled.images) + (0 if unlabeled is None else len(unlabeled.images))
+        self._has_proxy = unlabeled is not None
+
+    def stop(self) -> None:
+        """Leave ``train`` after the step under way. May be called from a signal handler."""
+        self._stop = True
+
+    def state_dict(self) -> dict:
+        """Model, optimiser, gradient scaler, counters: what ``load_state_dict`` needs to go on to the bit.
+
+        Raises DataError where the losses are no longer finite, so that no checkpoint of such a model is kept.
+        """
+        self._check_finite(self._sums.tolist())
+        return {"step": self.step, "images": self.images, "seconds": self.seconds, "waited": self.waited,
+                "sums": self._sums, "since": list(self._since), "model": self.model.state_dict(),
+                "optimizer": self.optimizer.state_dict(), "scaler": self.scaler.state_dict()}
+
+    def load_state_dict(self, state: dict) -> None:
+        """Go on where ``state_dict`` was taken."""
+        self.model.load_state_dict(state["model"])
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.scaler.load_state_dict(state["scaler"])
+        self.step, self.images = state["step"], state["images"]
+        self.seconds, self.waited = state["seconds"], state["waited"]
+        self._sums, self._since = state["sums"].to(self.device), tuple(state["since"])
+
+    def _log(self) -> None:
+        start = time.perf_counter()
+        sums = self._sums.tolist()  # waits for the device, so the clock below covers the work it was given
+        self.seconds += time.perf_counter() - start
+        self._check_finite(sums)
+        now = (self.step, self.images, self.seconds, self.waited)
+        steps, images, seconds, waited = (b - a for a, b in zip(self._since, now, strict=True))
+        class_loss, proxy_loss, accuracy = (value / steps for value in sums)
+        self._since = now
+        self._sums = torch.zeros_like(self._sums)
+        self.on_log(TrainLine(self.step, self.optimizer.param_groups[0]["lr"], class_loss,
+                               proxy_loss if self._has_proxy else None, accuracy if self._has_proxy else None,
+                               images / seconds, waited / seconds))
+
+    def _check_finite(self, sums: list[float]) -> None:
+        if not all(map(math.isfinite, sums)):
+            rate = self.optimizer.param_groups[0]["lr"]
+            raise DataError(f"the loss is no longer finite at step {self.step} (learning rate {rate:.3g}); "
+                            f"try a lower --lr, or --precision fp32; the last checkpoint is untouched")

@@ -1,0 +1,32 @@
+"""Readers of datasets as users have them; each yields its images split by split, in source order."""
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+
+import numpy as np
+
+Batches = Iterator[tuple[np.ndarray, np.ndarray | None]]
+
+
+@dataclass(frozen=True)
+class Split:
+    """One split of a dataset: ``train`` or ``test``.
+
+    ``batches()`` yields uint8 images (n, H, W, C) and their labels (n,), None for an unlabeled set, in source order.
+    ``num_images`` is for the progress bar; None where counting would mean reading.
+    """
+
+    name: str
+    num_images: int | None
+    batches: Callable[[], Batches]
+    classes: tuple[str, ...] | None
+
+
+@dataclass(frozen=True)
+class Source:
+    """A recognised dataset: its splits, its image shape (H, W, C), and where it came from, for the manifest."""
+
+    dataset: str
+    image_shape: tuple[int, int, int]
+    splits: tuple[Split, ...]
+    origin: dict = field(default_factory=dict)
