@@ -25,18 +25,18 @@ def pad_symmetric(images: torch.Tensor, by: int = MAX_SHIFT) -> torch.Tensor:
 
 
 def shift_and_flip(images: DataNode, x: DataNode | float, y: DataNode | float, mirror: DataNode | int,
-                   size: tuple[int, int]) -> DataNode:
+                   size: tuple[int, int], name: str = "shift_and_flip") -> DataNode:
     """DALI: crop padded images to ``size`` at (x, y) in [0, 1] of the margin, mirror where asked. One operator.
 
     A crop position k/4 with a margin of four pixels is offset k exactly.
     """
     return fn.crop_mirror_normalize(images, crop=size, crop_pos_x=x, crop_pos_y=y, mirror=mirror,
-                                    rounding="round", dtype=types.FLOAT, output_layout="HWC")
+                                    rounding="round", dtype=types.FLOAT, output_layout="HWC", name=name)
 
 
-def add_noise(images: DataNode, deviation: float, seed: int) -> DataNode:
+def add_noise(images: DataNode, deviation: float, seed: int, name: str = "noise") -> DataNode:
     """DALI: add Gaussian noise, drawn anew for every value of every image."""
-    return images + fn.random.normal(images, stddev=deviation, seed=seed)
+    return images + fn.random.normal(images, stddev=deviation, seed=seed, name=name)
 
 
 def mirror(images: DataNode) -> DataNode:
@@ -53,7 +53,7 @@ def six_views(images: DataNode) -> DataNode:
     rotated270 = mirror(transposed(images))
     up_down = transposed(rotated270)
     rotated180 = mirror(up_down)
-    return fn.stack(images, rotated90, rotated180, rotated270, left_right, up_down)
+    return fn.stack(images, rotated90, rotated180, rotated270, left_right, up_down, name="six_views")
 
 
 def add_noise_torch(images: torch.Tensor, deviation: float, generator: torch.Generator) -> torch.Tensor:

@@ -106,15 +106,16 @@ def evaluation_graph(images, draws, *, size: tuple[int, int], flip: bool, noise:
                                     dtype=types.FLOAT, ndim=3, layout="HWC")
         x, y = fn.external_source(source=draws, num_outputs=2, batch=True, batch_info=True, ndim=0,
                                   dtype=types.FLOAT)
-        plain = augment.shift_and_flip(padded, 0.5, 0.5, 0, size)
-        jittered = augment.shift_and_flip(padded, x, y, 0, size)
+        plain = augment.shift_and_flip(padded, 0.5, 0.5, 0, size, "plain")
+        jittered = augment.shift_and_flip(padded, x, y, 0, size, "jittered")
         views = [plain, jittered]
         if in_graph:
             sides = [views, [augment.mirror(view) for view in views]] if flip else [views]
-            noises = iter(range(seed, seed + 4))  # each draw its own, or all would be the same
+            draws = iter(range(4))  # each noise its own seed, or all would be the same
             views = []
             for side in sides:
-                views += side + [augment.add_noise(view, noise, next(noises)) for view in side]
+                views += side + [augment.add_noise(view, noise, seed + draw, f"noise_{draw}")
+                                 for view, draw in zip(side, draws, strict=False)]
         pipeline.set_outputs(fn.stack(*views))
     return pipeline
 

@@ -96,21 +96,28 @@ class Order:
         return self._all_blocks * (self.rank + 1) // self.ranks - self._first_block
 
     @property
-    def windows(self) -> int:
-        """Windows in an epoch of this rank."""
-        return -(-self._blocks // max(1, self.window_images // self.block_images))
-
-    @property
     def epoch_images(self) -> int:
         """Images in an epoch of this rank."""
-        return self.window_start(self.windows)
+        return self._images_before(self._blocks)
+
+    @property
+    def windows(self) -> int:
+        """Windows in an epoch of this rank."""
+        if self.epoch_images <= self.window_images:
+            return 1
+        return -(-self._blocks // max(1, self.window_images // self.block_images))
 
     def window_start(self, window: int) -> int:
         """Position in the epoch of the first image of a window; of the end, for ``window == windows``."""
-        last = self._first_block + self._blocks * window // self.windows
-        images = (last - self._first_block) * self.block_images
-        # The last block of the source may be short. It keeps the last place, so that positions stay simple.
-        return images - (last == self._all_blocks) * (self._all_blocks * self.block_images - self.num_images)
+        return self._images_before(self._blocks * window // self.windows)
+
+    def _images_before(self, blocks: int) -> int:
+        """Images in the first so many blocks of this rank's share of an epoch.
+
+        The last block of the source may be short. It keeps the last place, so that positions stay simple.
+        """
+        short = self._all_blocks * self.block_images - self.num_images
+        return blocks * self.block_images - short * (self._first_block + blocks == self._all_blocks)
 
     def segments(self, position: int, count: int) -> list[Segment]:
         """The parts of windows that hold stream positions ``position`` to ``position + count`` (exclusive).

@@ -1,0 +1,72 @@
+"""Graph fragments and their PyTorch twins against NumPy and SciPy."""
+
+import numpy as np
+import pytest
+import scipy.ndimage
+import scipy.stats
+import torch
+from nvidia.dali import Pipeline, fn
+
+from pipelines import augment
+
+
+def six_views_numpy(image: np.ndarray) -> np.ndarray:
+    """The reference's geometric_transform: (H, W, C) to (6, H, W, C)."""
+    return np.stack([np.rot90(image, i) for i in range(4)] + [np.fliplr(image), np.flipud(image)])
+
+
+def dali_on_cpu(graph, images: np.ndarray) -> np.ndarray:
+    """Run a graph fragment on DALI's CPU backend over a batch (n, H, W, C)."""
+    pipeline = Pipeline(batch_size=len(images), num_threads=2, device_id=None, seed=1)
+    with pipeline:
+        pipeline.set_outputs(graph(fn.external_source(lambda: images, batch=True, layout="HWC")))
+    pipeline.build()
+    return torch.from_dlpack(pipeline.run()[0].as_tensor()).clone().numpy()
+
+
+@pytest.fixture
+def images() -> np.ndarray:
+    return np.random.default_rng(0).standard_normal((5, 12, 12, 3)).astype(np.float32)
+
+
+def test_padding_is_symmetric(images):
+    expected = np.pad(images, ((0, 0), (2, 2), (2, 2), (0, 0)), "symmetric")
+    assert np.array_equal(augment.pad_symmetric(torch.from_numpy(images)), expected)
+    assert not np.array_equal(expected, np.pad(images, ((0, 0), (2, 2), (2, 2), (0, 0)), "reflect"))
+
+
+def test_all_25_shifts_are_scipy_s(images):
+    image = images[0]
+    offsets = np.array([(y, x) for y in range(5) for x in range(5)])
+    padded = np.repeat(augment.pad_symmetric(torch.from_numpy(images[:1])).numpy(), 25, axis=0)
+    y, x = np.ascontiguousarray(offsets.T, np.float32) / 4
+
+    def graph(source):
+        crop_x, crop_y = fn.external_source(lambda: [x, y], num_outputs=2, batch=True)
+        return augment.shift_and_flip(source, crop_x, crop_y, 0, (12, 12))
+    got = dali_on_cpu(graph, padded)
+    for shifted, offset in zip(got, offsets, strict=True):
+        expected = scipy.ndimage.shift(image, (*(2 - offset), 0), order=0, mode="reflect")
+        assert np.array_equal(shifted, expected)
+
+
+def test_six_views(images):
+    expected = np.stack([six_views_numpy(image) for image in images])
+    assert np.array_equal(dali_on_cpu(augment.six_views, images), expected)
+    assert np.array_equal(augment.six_views_torch(torch.from_numpy(images)), expected)
+
+
+@pytest.mark.parametrize("where", ["dali", "torch"])
+def test_noise_has_its_mean_deviation_and_independence(where):
+    images = np.full((64, 16, 16, 3), 5, np.float32)
+    if where == "dali":
+        noise = dali_on_cpu(lambda x: augment.add_noise(x, 0.15, seed=3), images) - images
+    else:
+        generator = torch.Generator().manual_seed(3)
+        noise = augment.add_noise_torch(torch.from_numpy(images), 0.15, generator).numpy() - images
+    values = noise.size
+    assert abs(noise.mean()) < 5 * 0.15 / np.sqrt(values)
+    assert abs(noise.std() - 0.15) < 5 * 0.15 / np.sqrt(2 * values)
+    between_images = np.corrcoef(noise.reshape(64, -1)) - np.eye(64)
+    assert abs(between_images).max() < 6 / np.sqrt(16 * 16 * 3)
+    assert scipy.stats.kstest(noise.reshape(-1) / 0.15, "norm").pvalue > 1e-4

@@ -1,0 +1,188 @@
+"""Batches contain what the method says, rebuilt from plain NumPy."""
+
+import numpy as np
+import pytest
+import torch
+
+from pipelines.loader import EVALUATION_IMAGES, EvaluationLoader, SemiSupervisedLoader, Stream, StreamOptions
+from pipelines.loader import UNLABELED as UNLABELED_STREAM
+from pipelines.sampling import class_balanced_subset
+from pipelines.shards import Subset
+from pipelines.whitening import prepare
+from tests.conftest import random_images, write_set
+from tests.pipelines.test_augment import six_views_numpy
+from tests.pipelines.test_whitening import reference_gcn, reference_zca
+
+SIZE, IMAGES = 12, 70
+
+
+def whitened_numpy(images: np.ndarray, kind: str) -> np.ndarray:
+    """GCN, and ZCA fitted on these images: float64 (n, H, W, C)."""
+    flat = reference_gcn(images)
+    if kind == "zca":
+        mean, matrix = reference_zca(flat)
+        flat = (flat - mean) @ matrix
+    return flat.reshape(images.shape)
+
+
+def candidates_numpy(image: np.ndarray) -> np.ndarray:
+    """All that shift and flip may make of an image: (50, H, W, C), candidate 2·(5y + x) + flip."""
+    size = image.shape[0]
+    padded = np.pad(image, ((2, 2), (2, 2), (0, 0)), "symmetric")
+    shifted = [padded[y:y + size, x:x + size] for y in range(5) for x in range(5)]
+    return np.stack([candidate for image in shifted for candidate in (image, np.fliplr(image))])
+
+
+def matches(images: torch.Tensor, candidates: np.ndarray, tolerance: float = 1e-4) -> np.ndarray:
+    """Which candidates (k, H, W, C) each image (n, C, H, W) is: bool (n, k), to an absolute tolerance."""
+    ours = images.permute(0, 2, 3, 1).flatten(1).numpy().astype(np.float64)
+    return np.stack([(np.abs(candidates.reshape(len(candidates), -1) - one) < tolerance).all(axis=1) for one in ours])
+
+
+@pytest.fixture(scope="module")
+def toy(tmp_path_factory):
+    images, labels = random_images(IMAGES, SIZE), np.arange(IMAGES) % 5
+    return write_set(tmp_path_factory.mktemp("toy") / "train", images, labels, tuple("abcde")), images, labels
+
+
+def loader(shard_set, kind="zca", labeled=None, **options) -> SemiSupervisedLoader:
+    return SemiSupervisedLoader(labeled or shard_set, shard_set, prepare(kind, [shard_set], progress=False),
+                                **{"batch_unlabeled": 4, "window_images": 32, **options})
+
+
+@pytest.mark.parametrize("kind", ["gcn", "zca"])
+@pytest.mark.parametrize("flip", [True, False])
+def test_labeled_batches_are_one_candidate_of_one_image(toy, kind, flip):
+    shard_set, images, labels = toy
+    candidates = np.concatenate([candidates_numpy(image) for image in whitened_numpy(images, kind)])
+    feed = loader(shard_set, kind, noise=0, flip=flip)
+    for _ in range(5):
+        batch = next(feed).labeled
+        assert batch.images.shape == (24, 3, SIZE, SIZE)
+        assert batch.images.dtype == torch.float32
+        assert batch.images.is_contiguous(memory_format=torch.channels_last)
+        found = matches(batch.images, candidates)
+        assert (found.sum(axis=1) == 1).all()  # of all 50 candidates of all images, exactly one
+        which = found.argmax(axis=1)
+        assert batch.labels.dtype == torch.int64
+        assert batch.labels.tolist() == labels[which // 50].tolist()
+        if not flip:
+            assert (which % 2 == 0).all()
+    feed.close()
+
+
+def test_unlabeled_batches_are_six_views_of_one_shifted_image(toy):
+    shard_set, images, _ = toy
+    candidates = np.concatenate([candidates_numpy(image) for image in whitened_numpy(images, "zca")])
+    feed = loader(shard_set, noise=0)
+    for _ in range(5):
+        batch = next(feed).unlabeled
+        assert batch.images.shape == (24, 3, SIZE, SIZE)
+        assert batch.labels.tolist() == [0, 1, 2, 3, 4, 5] * 4
+        found = matches(batch.images[::6], candidates)
+        assert (found.sum(axis=1) == 1).all()
+        which = found.argmax(axis=1)
+        assert (which % 2 == 0).all()  # never flipped before the views
+        expected = np.concatenate([six_views_numpy(candidates[one]) for one in which])
+        assert np.abs(batch.images.permute(0, 2, 3, 1).numpy() - expected).max() < 1e-4
+    feed.close()
+
+
+def undo_views(images: torch.Tensor) -> torch.Tensor:
+    """(6n, C, H, W) in six views to (n, 6, C, H, W), each turned back upright."""
+    views = images.unflatten(0, (-1, 6))
+    upright = [torch.rot90(views[:, i], -i, (2, 3)) for i in range(4)] + [views[:, 4].flip(3), views[:, 5].flip(2)]
+    return torch.stack(upright, 1)
+
+
+@pytest.mark.parametrize("in_graph", [False, True])
+def test_noise_is_fresh_and_shared_by_the_views(toy, in_graph):
+    """Both ways of making noise and views: PyTorch's, and DALI's as on the GPU (here on its CPU backend)."""
+    shard_set, _, _ = toy
+    preprocess = prepare("gcn", [shard_set])
+
+    def stream(noise: float) -> Stream:
+        options = StreamOptions(7, views=True, flip=False, noise=noise, window_images=32)
+        return Stream(shard_set, preprocess, options, seed=4, which=UNLABELED_STREAM, device=torch.device("cpu"),
+                      in_graph=in_graph)
+    plain, noisy = stream(0), stream(0.15)
+    drawn = []
+    for _ in range(40):  # 280 images: four epochs
+        noise = undo_views(next(noisy).images) - undo_views(next(plain).images)
+        assert torch.allclose(noise, noise[:, :1].expand_as(noise), atol=1e-5)
+        drawn.append(noise[:, 0].flatten(1))
+    drawn = torch.cat(drawn).numpy()
+    values = drawn.size
+    assert abs(drawn.std() - 0.15) < 5 * 0.15 / np.sqrt(2 * values)
+    assert abs(drawn.mean()) < 5 * 0.15 / np.sqrt(values)
+    correlation = np.corrcoef(drawn) - np.eye(len(drawn))  # between images, steps and epochs
+    assert abs(correlation).max() < 6 / np.sqrt(drawn.shape[1])
+    plain.close()
+    noisy.close()
+
+
+def test_shifts_are_uniform_flips_half_and_epochs_whole(tmp_path):
+    images = random_images(40, 8, seed=5)
+    shard_set = write_set(tmp_path / "s", images, np.arange(40) % 2, ("a", "b"))
+    candidates = np.concatenate([candidates_numpy(image) for image in whitened_numpy(images, "gcn")])
+    feed = loader(shard_set, "gcn", noise=0, batch_unlabeled=5)
+    which = []
+    for _ in range(80):
+        batch = next(feed)
+        found = matches(batch.labeled.images, candidates)
+        assert (found.sum(axis=1) == 1).all()
+        which.append(found.argmax(axis=1))
+    which = np.concatenate(which)  # 2,400 images: 60 epochs
+    for epoch in which.reshape(60, 40):
+        assert sorted(epoch // 50) == list(range(40))
+    shifts = np.bincount(which % 50 // 2, minlength=25)
+    assert ((shifts - 96) ** 2 / 96).sum() < 24 + 5 * np.sqrt(48)
+    assert abs((which % 2).mean() - 0.5) < 5 * 0.5 / np.sqrt(2400)
+    feed.close()
+
+
+def test_labeled_stream_keeps_to_its_subset(toy):
+    shard_set, _, labels = toy
+    chosen = class_balanced_subset(labels, 10, 5)
+    candidates = np.concatenate([candidates_numpy(image) for image in
+                                 whitened_numpy(shard_set.read(np.arange(IMAGES)), "gcn")])
+    feed = loader(shard_set, "gcn", labeled=Subset(shard_set, chosen), noise=0)
+    seen = set()
+    for _ in range(3):
+        seen |= set((matches(next(feed).labeled.images, candidates).argmax(axis=1) // 50).tolist())
+    assert seen == set(chosen.tolist())
+    feed.close()
+
+
+@pytest.mark.parametrize("flip", [True, False])
+def test_evaluation_views_are_the_reference_s(tmp_path, flip):
+    count = EVALUATION_IMAGES + 30
+    images, labels = random_images(count, SIZE), np.arange(count) % 3
+    shard_set = write_set(tmp_path / "test", images, labels, tuple("abc"), "test")
+    evaluation = EvaluationLoader(shard_set, prepare("gcn", [shard_set]), flip=flip, seed=2)
+    whitened = whitened_numpy(images, "gcn")
+    batches = list(evaluation)
+    assert torch.cat([batch.labels for batch in batches]).tolist() == labels.tolist()
+    views = torch.cat([batch.images for batch in batches]).unflatten(0, (-1, evaluation.views))
+    views = views.permute(0, 1, 3, 4, 2).numpy()
+    assert views.shape == (count, 8 if flip else 4, SIZE, SIZE, 3)
+    assert np.abs(views[:, 0] - whitened).max() < 1e-4
+    offsets = []
+    for image, view in zip(whitened, views[:, 1], strict=True):
+        distance = np.abs(candidates_numpy(image)[::2] - view).max(axis=(1, 2, 3))
+        assert (distance < 1e-4).sum() == 1
+        offsets.append(divmod(int(distance.argmin()), 5))
+    assert {axis for offset in offsets for axis in offset} == {0, 1, 3, 4}  # never 2: no shift of zero
+    noise = [views[:, 2] - views[:, 0], views[:, 3] - views[:, 1]]
+    if flip:
+        assert np.array_equal(views[:, 4], views[:, 0, :, ::-1])
+        assert np.array_equal(views[:, 5], views[:, 1, :, ::-1])
+        noise += [views[:, 6] - views[:, 4], views[:, 7] - views[:, 5]]
+    flat = np.stack(noise).reshape(len(noise), -1)
+    assert np.abs(flat.std(axis=1) - 0.15).max() < 5 * 0.15 / np.sqrt(2 * flat.shape[1])
+    mirrored = np.stack(noise)[:, :, :, ::-1].reshape(len(noise), -1)
+    for others in (flat, mirrored):  # every noise its own, and none the mirror image of another
+        correlation = np.corrcoef(flat, others)[:len(noise), len(noise):] - np.eye(len(noise)) * (others is flat)
+        assert abs(correlation).max() < 6 / np.sqrt(flat.shape[1])
+    again = torch.cat([batch.images for batch in evaluation])
+    assert torch.equal(again, torch.cat([batch.images for batch in batches]))

@@ -1,0 +1,67 @@
+"""The DALI graphs as built for a GPU: every operator is where it should be and exists there. Needs no GPU."""
+
+import nvidia.dali.backend
+import pytest
+
+from pipelines.loader import StreamOptions, evaluation_graph, training_graph
+
+
+def operators(pipeline) -> list[tuple[str, str, list[str], list[str]]]:
+    """(name, DALI operator, devices of inputs, devices of outputs) in graph order, without building."""
+    pipeline._build_graph()
+    found = []
+    for op in pipeline._ops:
+        spec, kind = op.spec, getattr(op._op, "schema_name", type(op._op).__name__)
+        found.append((op.name, kind, [spec.InputDevice(i) for i in range(spec.NumInput())],
+                      [spec.OutputDevice(i) for i in range(spec.NumOutput())]))
+    return found
+
+
+def graph(which: str, device_id: int | None, in_graph: bool = True):
+    common = {"size": (32, 32), "device_id": device_id, "in_graph": in_graph, "seed": 1}
+    if which == "evaluation":
+        return evaluation_graph(lambda info: None, lambda info: None, flip=True, noise=0.15, **common)
+    options = StreamOptions(16, views=which == "unlabeled", flip=which == "labeled")
+    return training_graph(lambda info: None, lambda info: None, options=options, **common)
+
+
+@pytest.mark.parametrize("which", ["labeled", "unlabeled", "evaluation"])
+def test_every_gpu_operator_is_registered_and_none_falls_back(which):
+    registered = set(nvidia.dali.backend.RegisteredGPUOps())
+    pipeline = graph(which, device_id=0)
+    ops = operators(pipeline)
+    for name, kind, inputs, outputs in ops:
+        if kind == "ExternalSource":  # the upload, and the draws: arguments of operators, which DALI wants on the CPU
+            assert inputs == []
+            continue
+        assert outputs == ["gpu"], f"{name} ({kind}) runs on the CPU, after the upload"
+        assert kind in registered, f"{name}: DALI has no GPU operator {kind}"
+        assert inputs[0] == "gpu"
+    assert ops[0][1] == "ExternalSource"
+    assert ops[0][3] == ["gpu"]
+    assert [node.device for node in pipeline._graph_outputs] == ["gpu"] * len(pipeline._graph_outputs)
+
+
+@pytest.mark.parametrize(("which", "names"), [
+    ("labeled", {"shift_and_flip", "noise"}), ("unlabeled", {"shift_and_flip", "noise", "six_views"}),
+    ("evaluation", {"plain", "jittered", "noise_0", "noise_1", "noise_2", "noise_3"})])
+def test_the_random_stages_are_on_the_gpu_by_name(which, names):
+    found = {name: outputs for name, _, _, outputs in operators(graph(which, device_id=0))}
+    assert names <= set(found)
+    assert all(found[name] == ["gpu"] for name in names)
+
+
+def test_no_operator_launches_a_kernel_an_image():
+    assert "Flip" not in {kind for _, kind, _, _ in operators(graph("unlabeled", device_id=0))}
+
+
+@pytest.mark.parametrize("which", ["labeled", "unlabeled", "evaluation"])
+def test_the_cpu_graph_is_the_same_but_for_placement(which):
+    on_gpu, on_cpu = operators(graph(which, 0)), operators(graph(which, None))
+    assert [(name, kind) for name, kind, _, _ in on_gpu] == [(name, kind) for name, kind, _, _ in on_cpu]
+    assert {device for _, _, inputs, outputs in on_cpu for device in inputs + outputs} == {"cpu"}
+
+
+def test_on_the_cpu_noise_and_views_are_left_to_pytorch():
+    kinds = {kind for _, kind, _, _ in operators(graph("unlabeled", None, in_graph=False))}
+    assert kinds == {"ExternalSource", "CropMirrorNormalize"}

@@ -1,0 +1,122 @@
+"""Streams resume to the bit, load no window they do not need, and never overwrite what they handed out."""
+
+import pytest
+import torch
+
+from pipelines.loader import UNLABELED, SemiSupervisedLoader, Stream, StreamOptions
+from pipelines.whitening import Preprocess
+
+PREPROCESS = Preprocess("gcn", (8, 8, 3))
+
+
+def stream(small_set, seed=1, in_graph=None, **options) -> Stream:
+    options = {"batch": 10, "views": True, "flip": False, "window_images": 64, "steps_per_run": 4, **options}
+    return Stream(small_set, PREPROCESS, StreamOptions(**options), seed=seed, which=UNLABELED,
+                  device=torch.device("cpu"), in_graph=in_graph)
+
+
+def take(source, count: int) -> list:
+    return [next(source) for _ in range(count)]
+
+
+def equal(left: list, right: list) -> bool:
+    return all(torch.equal(a, b) for one, other in zip(left, right, strict=True)
+               for a, b in zip(one, other, strict=True))
+
+
+@pytest.mark.parametrize("in_graph", [False, True])
+@pytest.mark.parametrize("steps", [0, 1, 3, 4, 5, 8, 30, 77])
+def test_resumes_to_the_bit(small_set, steps, in_graph):
+    """Also in DALI's own noise (in_graph), whose state only DALI has."""
+    one = stream(small_set, in_graph=in_graph)
+    take(one, steps)
+    state = one.state_dict()
+    expected = take(one, 12)
+    other = stream(small_set, in_graph=in_graph)
+    other.load_state_dict(state)
+    assert equal(take(other, 12), expected)
+    assert other.state_dict() == one.state_dict()
+    other.load_state_dict(state)  # a stream that has run can be put back, too
+    assert equal(take(other, 3), expected[:3])
+    one.close()
+    other.close()
+
+
+def test_a_resumed_stream_loads_only_what_it_delivers(small_set):
+    """300 images in windows of 64 or fewer: five an epoch, of 48 to 64 images; 6 steps a window or so."""
+    reads = []
+    one = stream(small_set)
+    take(one, 20)
+    state = one.state_dict()
+    one.close()
+    other = stream(small_set)
+    load = other._windows._load
+    other._windows._load = lambda epoch, window: reads.append((epoch, window)) or load(epoch, window)
+    other.load_state_dict(state)
+    take(other, 8)
+    position, ahead = 20 * 10, (20 + 8 + 2 * 4) * 10  # two runs of four steps are prepared ahead
+    needed = {(s.epoch, s.window) for s in other.order.segments(position, ahead - position)}
+    following = max(needed)[0] + (max(needed)[1] + 1) // other.order.windows, (max(needed)[1] + 1) % 5
+    assert set(reads) <= needed | {following}
+    assert len(reads) == len(set(reads))
+    assert (0, 0) not in reads
+    other.close()
+
+
+def test_a_set_that_fits_one_window_is_loaded_once(small_set):
+    one = stream(small_set, window_images=300)
+    take(one, 100)
+    assert one.windows_loaded == 1
+    one.close()
+
+
+def test_batches_are_the_caller_s(small_set):
+    one, other = stream(small_set), stream(small_set)
+    kept = take(one, 50)
+    copies = [tuple(part.clone() for part in next(other)) for _ in range(50)]
+    assert equal(kept, copies)
+    for batch in kept:
+        batch.images.zero_()  # writing into them disturbs no later one
+    assert equal(take(one, 10), take(other, 10))
+    one.close()
+    other.close()
+
+
+def test_streams_and_seeds_are_independent(small_set):
+    feeds = [SemiSupervisedLoader(small_set, small_set, PREPROCESS, batch_unlabeled=4, seed=seed) for seed in (0, 0, 1)]
+    first = [next(feed) for feed in feeds]
+    assert torch.equal(first[0].labeled.images, first[1].labeled.images)
+    assert not torch.equal(first[0].labeled.labels, first[2].labeled.labels)
+    assert not torch.equal(first[0].labeled.images[:4], first[0].unlabeled.images[::6])
+    for feed in feeds:
+        feed.close()
+
+
+def test_supervised_has_no_unlabeled_branch(small_set):
+    feed = SemiSupervisedLoader(small_set, None, PREPROCESS, batch_unlabeled=4)
+    with_branch = SemiSupervisedLoader(small_set, small_set, PREPROCESS, batch_unlabeled=4)
+    batch = next(feed)
+    assert batch.unlabeled is None
+    assert torch.equal(batch.labeled.images, next(with_branch).labeled.images)  # the rest is equal
+    with pytest.raises(ValueError, match="proxy branch"):
+        feed.load_state_dict(with_branch.state_dict())
+    feed.close()
+    with_branch.close()
+
+
+@pytest.mark.parametrize("other", [{"seed": 2}, {"batch": 5}, {"steps_per_run": 2}, {"window_images": 128},
+                                   {"noise": 0.0}, {"in_graph": True}])
+def test_a_checkpoint_of_another_stream_is_refused(small_set, other):
+    one, different = stream(small_set), stream(small_set, **other)
+    with pytest.raises(ValueError, match="in the checkpoint"):
+        different.load_state_dict(one.state_dict())
+    one.close()
+    different.close()
+
+
+def test_an_error_while_reading_reaches_the_caller(small_set, monkeypatch):
+    one = stream(small_set)
+    monkeypatch.setattr(type(small_set), "read", lambda self, indices: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        next(one)
+    one.close()

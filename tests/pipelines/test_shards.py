@@ -1,0 +1,173 @@
+"""The shard format: what is written is read back, and what is damaged is noticed."""
+
+import hashlib
+import json
+
+import numpy as np
+import pytest
+
+from pipelines.errors import DataError, UsageError
+from pipelines.shards import MANIFEST, ShardSet, ShardWriter, Subset
+from tests.conftest import random_images, write_set
+
+
+def test_read_back_in_any_order(tmp_path):
+    images, labels = random_images(1000), np.arange(1000) % 4
+    shard_set = write_set(tmp_path / "s", images, labels, tuple("abcd"), shard_bytes=130 * 192)
+    assert len(shard_set.manifest.shards) == 8
+    assert np.array_equal(shard_set.read(np.arange(1000)), images)
+    assert np.array_equal(shard_set.labels, labels)
+    mixed = np.random.default_rng(0).integers(0, 1000, 400)
+    assert np.array_equal(shard_set.read(mixed), images[mixed])
+    assert shard_set.read(np.array([], int)).shape == (0, 8, 8, 3)
+    for outside in (-1, 1000):
+        with pytest.raises(IndexError):
+            shard_set.read(np.array([outside]))
+
+
+def test_files_are_plain_numpy_and_hashed(tmp_path):
+    images = random_images(100)
+    shard_set = write_set(tmp_path / "s", images, np.zeros(100), ("only",), shard_bytes=30 * 192)
+    files = [np.load(tmp_path / "s" / f"images-{i:05d}.npy") for i in range(4)]
+    assert np.array_equal(np.concatenate(files), images)
+    manifest = json.loads((tmp_path / "s" / MANIFEST).read_text())
+    assert manifest["num_images"] == 100
+    assert [shard["count"] for shard in manifest["shards"]] == [30, 30, 30, 10]
+    for shard in manifest["shards"]:
+        for file in (shard["images"], shard["labels"]):
+            content = (tmp_path / "s" / file["name"]).read_bytes()
+            assert (len(content), hashlib.sha256(content).hexdigest()) == (file["bytes"], file["sha256"])
+    assert list(shard_set.damage()) == []
+
+
+def test_subset(tmp_path):
+    images, labels = random_images(50), np.arange(50) % 5
+    subset = Subset(write_set(tmp_path / "s", images, labels, tuple("abcde")), np.array([40, 3, 17]))
+    assert len(subset) == 3
+    assert np.array_equal(subset.read(np.array([2, 0])), images[[40, 3]])
+    assert subset.labels.tolist() == [3, 2, 0]
+
+
+def test_unlabeled_set_has_no_labels(tmp_path):
+    shard_set = write_set(tmp_path / "s", random_images(5))
+    assert shard_set.classes is None
+    with pytest.raises(DataError, match="unlabeled"):
+        _ = shard_set.labels
+
+
+def test_an_exception_leaves_nothing(tmp_path):
+    with pytest.raises(RuntimeError), ShardWriter(tmp_path / "s", dataset="d", split="train", image_shape=(8, 8, 3),
+                                                  classes=None, source={}) as writer:
+        writer.append(random_images(10))
+        raise RuntimeError
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_leaving_without_finish_leaves_nothing(tmp_path):
+    with ShardWriter(tmp_path / "s", dataset="d", split="train", image_shape=(8, 8, 3), classes=None,
+                     source={}) as writer:
+        writer.append(random_images(10))
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_an_unfinished_conversion_is_no_set_and_starts_clean(tmp_path):
+    stale = tmp_path / "s.partial"
+    stale.mkdir()
+    (stale / "images-00099.npy").write_bytes(b"left by a killed conversion")
+    with pytest.raises(DataError, match="no shard set here"):
+        ShardSet(tmp_path / "s")
+    write_set(tmp_path / "s", random_images(10))
+    assert sorted(p.name for p in tmp_path.rglob("*")) == ["images-00000.npy", MANIFEST, "s"]
+
+
+def test_existing_set_is_kept_unless_replaced(tmp_path):
+    write_set(tmp_path / "s", random_images(10))
+    with pytest.raises(UsageError, match="--force"):
+        write_set(tmp_path / "s", random_images(20))
+    assert len(ShardSet(tmp_path / "s")) == 10
+    with ShardWriter(tmp_path / "s", dataset="d", split="train", image_shape=(8, 8, 3), classes=None, source={},
+                     replace=True) as writer:
+        writer.append(random_images(20))
+        writer.finish()
+    assert len(ShardSet(tmp_path / "s")) == 20
+    assert [p.name for p in tmp_path.iterdir()] == ["s"]
+
+
+@pytest.mark.parametrize(("images", "labels", "message"), [
+    (random_images(4, 9), [0] * 4, "expected"), (random_images(4).astype(float), [0] * 4, "uint8"),
+    (random_images(4), [0, 1, 2, 3], "0 to 2 expected"), (random_images(4), [0, -1, 2, 1], "0 to 2 expected"),
+    (random_images(4), [0], "for 4 images")])
+def test_writer_refuses(tmp_path, images, labels, message):
+    with pytest.raises(DataError, match=message), ShardWriter(
+            tmp_path / "s", dataset="d", split="train", image_shape=(8, 8, 3), classes=("a", "b", "c"),
+            source={}) as writer:
+        writer.append(images, np.array(labels))
+    assert list(tmp_path.iterdir()) == []
+
+
+def damaged(shard_set: ShardSet) -> list[str]:
+    return list(ShardSet(shard_set.path).damage())
+
+
+def test_changed_bytes_are_named(small_set, tmp_path):
+    shard_set = write_set(tmp_path / "s", random_images(100), np.zeros(100), ("a",), shard_bytes=30 * 192)
+    path = tmp_path / "s" / "images-00002.npy"
+    content = bytearray(path.read_bytes())
+    content[-5] ^= 1
+    path.write_bytes(content)
+    (line,) = damaged(shard_set)
+    assert "images-00002.npy" in line
+    assert "SHA-256" in line
+
+
+@pytest.mark.parametrize("change", ["shorter", "longer", "missing", "swapped"])
+def test_other_files_are_noticed_at_open(tmp_path, change):
+    write_set(tmp_path / "s", random_images(100), np.zeros(100), ("a",), shard_bytes=30 * 192)
+    path = tmp_path / "s" / "images-00003.npy"
+    match change:
+        case "shorter":
+            path.write_bytes(path.read_bytes()[:-1])
+        case "longer":
+            path.write_bytes(path.read_bytes() + b"x")
+        case "missing":
+            path.unlink()
+        case "swapped":
+            path.write_bytes((tmp_path / "s" / "images-00000.npy").read_bytes())
+    with pytest.raises(DataError, match=r"images-00003\.npy"):
+        ShardSet(tmp_path / "s")
+
+
+def edited(path, **fields):
+    manifest = json.loads((path / MANIFEST).read_text())
+    manifest.update(fields)
+    (path / MANIFEST).write_text(json.dumps(manifest))
+
+
+@pytest.mark.parametrize(("fields", "message"), [
+    ({"format": "other"}, "format"), ({"version": 2}, "reads version 1"), ({"num_images": 11}, "num_images says 11"),
+    ({"image_shape": [8, 8]}, "damaged manifest"), ({"shards": "x"}, "damaged manifest"),
+    ({"num_images": -1}, "positive integer"), ({"image_shape": [80, 80, 3]}, "cannot hold"),
+    ({"classes": ["a"]}, "do not go together"),
+    ({"shards": [{"count": 10, "labels": None, "images": {"name": "../x.npy", "bytes": 9, "sha256": ""}}]},
+     "leaves the set's folder")])
+def test_damaged_manifests(tmp_path, fields, message):
+    write_set(tmp_path / "s", random_images(10))
+    edited(tmp_path / "s", **fields)
+    with pytest.raises(DataError, match=message):
+        ShardSet(tmp_path / "s")
+
+
+@pytest.mark.parametrize("text", ["", "{", "[]", "null", "\x00"])
+def test_unreadable_manifests(tmp_path, text):
+    write_set(tmp_path / "s", random_images(10))
+    (tmp_path / "s" / MANIFEST).write_text(text)
+    with pytest.raises(DataError, match="manifest"):
+        ShardSet(tmp_path / "s")
+
+
+def test_fingerprint_is_of_the_data(tmp_path):
+    images = random_images(10)
+    same = [write_set(tmp_path / name, images).fingerprint for name in "ab"]
+    assert same[0] == same[1]
+    images[3, 2, 1, 0] ^= 1
+    assert write_set(tmp_path / "c", images).fingerprint != same[0]

@@ -1,0 +1,120 @@
+"""GCN and ZCA against plain NumPy in float64."""
+
+import numpy as np
+import pytest
+import torch
+
+from pipelines import whitening
+from pipelines.errors import DataError
+from pipelines.whitening import Preprocess, gcn, prepare
+from tests.conftest import random_images, write_set
+
+
+def reference_gcn(images: np.ndarray) -> np.ndarray:
+    """The reference's global_contrast_normalize, in float64, for any size."""
+    flat = images.reshape(len(images), -1) / 255.0
+    flat = flat - flat.mean(axis=1, keepdims=True)
+    norm = np.linalg.norm(flat, axis=1, keepdims=True)
+    norm[norm < 1e-10] = 1.0
+    return 55.0 * np.sqrt(flat.shape[1] / 3072) * flat / norm
+
+
+def reference_zca(flat: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """The reference's zca_whitener, in float64: mean and matrix."""
+    covariance = np.cov(flat, rowvar=False)
+    u, s, _ = np.linalg.svd(covariance + 0.1 * np.eye(len(covariance)))
+    return flat.mean(axis=0), u @ np.diag(1 / np.sqrt(s + 1e-10)) @ u.T
+
+
+def close(ours: torch.Tensor, expected: np.ndarray, tolerance: float = 1e-4) -> bool:
+    """Within a relative tolerance of the largest value."""
+    return np.abs(ours.numpy() - expected).max() <= tolerance * np.abs(expected).max()
+
+
+@pytest.mark.parametrize("size", [8, 32, 48])
+def test_gcn_is_the_reference_s(size):
+    images = random_images(20, size)
+    ours = gcn(torch.from_numpy(images))
+    assert close(ours, reference_gcn(images), 1e-5)
+    norm = 55 * np.sqrt(size * size * 3 / 3072)
+    assert np.allclose(ours.norm(dim=1), norm, rtol=1e-5)
+
+
+def test_gcn_of_one_colour_is_zero():
+    plain = torch.full((2, 32, 32, 3), 77, dtype=torch.uint8)
+    assert (gcn(plain) == 0).all()
+
+
+def test_zca_is_the_reference_s(tmp_path):
+    images = random_images(700, 10)
+    images[:, :, 5:] = images[:, :, :5]  # correlated pixels, so that whitening has something to do
+    parts = [write_set(tmp_path / "a", images[:450]), write_set(tmp_path / "b", images[450:])]
+    ours = prepare("zca", parts, progress=False)
+    flat = reference_gcn(images)
+    mean, matrix = reference_zca(flat)
+    assert close(ours(torch.from_numpy(images)).flatten(1), (flat - mean) @ matrix)
+    shuffled = ours(torch.from_numpy(images[::-1].copy())).flip(0).flatten(1)
+    assert close(shuffled, (flat - mean) @ matrix)
+
+
+def test_fit_on_a_bounded_number_is_evenly_spread(tmp_path, monkeypatch):
+    monkeypatch.setattr(whitening, "FIT_IMAGES", 100)
+    monkeypatch.setattr(whitening, "FIT_CHUNK", 7)
+    images = random_images(330, 6)
+    parts = [write_set(tmp_path / "a", images[:230]), write_set(tmp_path / "b", images[230:])]
+    mean, matrix = whitening.fit_zca(parts)
+    flat = reference_gcn(images[[i * 330 // 100 for i in range(100)]])
+    expected_mean, expected = reference_zca(flat)
+    assert np.allclose(mean, expected_mean, atol=1e-6)
+    assert close(matrix, expected)
+
+
+def test_fit_is_kept_beside_the_shards_and_redone_for_other_data(tmp_path, monkeypatch):
+    fits = []
+    real = whitening.fit_zca
+    monkeypatch.setattr(whitening, "fit_zca", lambda sets, *rest: fits.append(len(sets)) or real(sets, *rest))
+    first = write_set(tmp_path / "train", random_images(50, 6, seed=1))
+    images = torch.from_numpy(random_images(5, 6))
+    whitened = prepare("zca", [first], progress=False)(images)
+    assert torch.equal(prepare("zca", [first], progress=False)(images), whitened)
+    assert len(fits) == 1
+    other = write_set(tmp_path / "other", random_images(50, 6, seed=2))
+    (next(first.path.glob("zca-*.npz"))).rename(other.path / "zca-stray.npz")
+    assert not torch.equal(prepare("zca", [other], progress=False)(images), whitened)
+    assert len(fits) == 2
+
+
+def test_a_fit_of_other_data_under_our_name_is_refused(tmp_path):
+    first = write_set(tmp_path / "a", random_images(50, 6, seed=1))
+    other = write_set(tmp_path / "b", random_images(50, 6, seed=2))
+    for one in (first, other):
+        prepare("zca", [one], progress=False)
+    next(first.path.glob("zca-*.npz")).rename(next(other.path.glob("zca-*.npz")))
+    with pytest.raises(DataError, match=r"zca-.*fitted on other data"):
+        prepare("zca", [other], progress=False)
+
+
+def test_shards_on_a_read_only_disk(tmp_path, monkeypatch):
+    def refuse(path, write):
+        raise PermissionError(path)
+    monkeypatch.setattr(whitening, "write_atomically", refuse)
+    shard_set = write_set(tmp_path / "a", random_images(30, 4))
+    assert prepare("zca", [shard_set], progress=False).kind == "zca"
+
+
+def test_saved_and_loaded(tmp_path):
+    shard_set = write_set(tmp_path / "a", random_images(30, 4))
+    images = torch.from_numpy(random_images(3, 4))
+    for kind in ("gcn", "zca"):
+        fitted = prepare(kind, [shard_set], progress=False)
+        fitted.save(tmp_path / "whitening.npz")
+        loaded = Preprocess.load(tmp_path / "whitening.npz")
+        assert loaded.kind == kind
+        assert torch.equal(loaded(images), fitted(images))
+
+
+@pytest.mark.parametrize("content", [b"", b"not a zip", b"PK\x05\x06" + bytes(18)])
+def test_damaged_file(tmp_path, content):
+    (tmp_path / "w.npz").write_bytes(content)
+    with pytest.raises(DataError, match=r"w\.npz"):
+        Preprocess.load(tmp_path / "w.npz")
