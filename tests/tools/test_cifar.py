@@ -1,0 +1,195 @@
+"""CIFAR-10 as its users have it: real pixels in the real layouts, and every way a copy may be damaged."""
+
+import io
+import os
+import pickle
+import shutil
+import tarfile
+
+import numpy as np
+import pytest
+
+from pipelines.shards import ShardSet
+from tools import prepare, verify
+from tools.sources import cifar
+
+ROWS = cifar.BATCH_IMAGES
+
+
+def read_obviously(path) -> tuple[np.ndarray, np.ndarray]:
+    """A batch file by plain pickle, as the data set's page says: (n, 32, 32, 3) and labels."""
+    with open(path, "rb") as file:
+        content = pickle.load(file, encoding="bytes")
+    return content[b"data"].reshape(-1, 3, 32, 32).transpose(0, 2, 3, 1), np.array(content[b"labels"])
+
+
+@pytest.fixture(scope="module")
+def pickles(cifar_layouts):
+    return cifar_layouts / "cifar-10-batches-py"
+
+
+@pytest.mark.parametrize("layout", ["python", "binary", "tar.gz"])
+def test_every_layout_gives_the_source_in_source_order(pickles, cifar_layouts, layout, tmp_path, command):
+    source = {"python": pickles, "binary": cifar_layouts / "cifar-10-batches-bin",
+              "tar.gz": tmp_path / "cifar-10-python.tar.gz"}[layout]
+    if layout == "tar.gz":
+        with tarfile.open(source, "w:gz", compresslevel=1) as archive:
+            archive.add(pickles, "cifar-10-batches-py")
+    status, out, _ = command(prepare.main, "cifar10", "--source", source, "--out", tmp_path / "c10")
+    assert status == 0
+    assert "50,000 images" in out
+    for split, names in {"train": [f"data_batch_{i}" for i in range(1, 6)], "test": ["test_batch"]}.items():
+        shard_set = ShardSet(tmp_path / "c10" / split)
+        assert len(shard_set) == ROWS * len(names)
+        assert shard_set.classes == ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship",
+                                     "truck")
+        for i, name in enumerate(names):
+            images, labels = read_obviously(pickles / name)
+            part = np.arange(i * ROWS, (i + 1) * ROWS)
+            assert np.array_equal(shard_set.read(part), images)
+            assert np.array_equal(shard_set.labels[part], labels)
+    status, out, _ = command(verify.main, tmp_path / "c10")
+    assert status == 0
+    assert out.count("as written") == 2
+
+
+def test_verify_names_the_damaged_file(pickles, tmp_path, command):
+    command(prepare.main, "cifar10", "--source", pickles, "--out", tmp_path / "c10")
+    path = tmp_path / "c10" / "train" / "images-00001.npy"
+    with open(path, "r+b") as file:
+        file.seek(123_456)
+        byte = file.read(1)
+        file.seek(123_456)
+        file.write(bytes([byte[0] ^ 255]))
+    status, out, err = command(verify.main, tmp_path / "c10")
+    assert status == 1
+    assert str(path) in err
+    assert "test: 10,000 images" in out
+    path.unlink()
+    status, _, err = command(verify.main, tmp_path / "c10")
+    assert status == 1
+    assert f"error: {path}: missing" in err
+
+
+def small_batch(layouts_module, rows=ROWS, labels=None, **more) -> bytes:
+    """A batch file as Python 2 wrote it, of blank images."""
+    labels = np.zeros(rows, int) if labels is None else labels
+    return layouts_module.pickled(labels=layouts_module.integers(labels),
+                                  data=layouts_module.array(np.zeros((rows, 3072), np.uint8)), **more)
+
+
+@pytest.fixture
+def copy(pickles, tmp_path):
+    """A copy of the pickles by hard links; replace a file by unlinking it first."""
+    target = tmp_path / "copy"
+    target.mkdir()
+    for path in pickles.iterdir():
+        os.link(path, target / path.name)
+    return target
+
+
+def replace(path, content: bytes) -> None:
+    path.unlink()
+    path.write_bytes(content)
+
+
+def refused(command, source, tmp_path) -> str:
+    """The one line that preparing ``source`` ends with; nothing is left behind."""
+    out = tmp_path / "out"
+    status, stdout, err = command(prepare.main, "cifar10", "--source", source, "--out", out)
+    assert status == 1
+    assert stdout == ""
+    lines = [line for line in err.replace("\r", "\n").splitlines() if line.startswith("error")]
+    assert len(lines) == 1
+    assert "Traceback" not in err
+    assert not out.exists() or list(out.iterdir()) == []
+    return lines[0]
+
+
+def test_missing_file(copy, command, tmp_path):
+    (copy / "data_batch_3").unlink()
+    assert "data_batch_3: missing" in refused(command, copy, tmp_path)
+
+
+@pytest.mark.parametrize("name", ["data_batch_5", "test_batch", "batches.meta"])
+def test_truncated_file(copy, command, tmp_path, name):
+    content = (copy / name).read_bytes()
+    replace(copy / name, content[:len(content) // 2])
+    assert f"{name}: not a readable CIFAR pickle" in refused(command, copy, tmp_path)
+
+
+def test_wrong_content(copy, command, tmp_path, layouts_module):
+    for content, message in (
+            (small_batch(layouts_module, rows=99), "expected uint8"),
+            (small_batch(layouts_module, labels=np.full(ROWS, 10)), "0 to 9 expected"),
+            (small_batch(layouts_module, fine_labels=layouts_module.integers([1])), "this is CIFAR-100"),
+            (pickle.dumps([1, 2]), "a dictionary expected"), (b"", "not a readable"),
+            (pickle.dumps({"data": "x", "labels": []}), "data is str"),
+            (pickle.dumps({"data": np.zeros((ROWS, 3072), np.uint8), "labels": ["a"] * ROWS}), "labels are not")):
+        replace(copy / "data_batch_2", content)
+        line = refused(command, copy, tmp_path)
+        assert message in line
+        assert "data_batch_2" in line
+
+
+class Runs:
+    """A pickle that calls os.system when it is loaded."""
+
+    def __init__(self, marker):
+        self.marker = marker
+
+    def __reduce__(self):
+        return os.system, (f"touch {self.marker}",)
+
+
+def test_a_pickle_that_runs_code_is_refused_and_does_not_run(copy, command, tmp_path):
+    marker = tmp_path / "ran"
+    replace(copy / "data_batch_1", pickle.dumps(Runs(marker)))
+    assert "system" in refused(command, copy, tmp_path)
+    assert not marker.exists()
+
+
+def test_wrong_folder_and_no_file(command, tmp_path):
+    (tmp_path / "empty").mkdir()
+    assert "cifar-10-batches-py" in refused(command, tmp_path / "empty", tmp_path)
+    assert "not found" in refused(command, tmp_path / "nowhere", tmp_path)
+    (tmp_path / "file").write_bytes(b"neither tar nor anything")
+    assert "not a readable folder or tar archive" in refused(command, tmp_path / "file", tmp_path)
+
+
+def test_truncated_archive(pickles, command, tmp_path):
+    with tarfile.open(tmp_path / "c10.tar.gz", "w:gz", compresslevel=1) as archive:
+        archive.add(pickles, "cifar-10-batches-py")
+    content = (tmp_path / "c10.tar.gz").read_bytes()
+    (tmp_path / "short.tar.gz").write_bytes(content[:len(content) // 2])
+    assert "short.tar.gz" in refused(command, tmp_path / "short.tar.gz", tmp_path)
+
+
+def test_incomplete_archive(command, tmp_path):
+    with tarfile.open(tmp_path / "c10.tar.gz", "w:gz") as archive:
+        member = tarfile.TarInfo("cifar-10-batches-py/data_batch_1")
+        member.size = 3
+        archive.addfile(member, io.BytesIO(b"abc"))
+    assert "data_batch_2 missing in the archive" in refused(command, tmp_path / "c10.tar.gz", tmp_path)
+
+
+@pytest.mark.parametrize("length", [-1, 1])
+def test_binary_of_another_size(cifar_layouts, command, tmp_path, length):
+    target = tmp_path / "bin"
+    shutil.copytree(cifar_layouts / "cifar-10-batches-bin", target)
+    content = (target / "test_batch.bin").read_bytes()
+    (target / "test_batch.bin").write_bytes(content[:-1] if length < 0 else content + b"x")
+    assert "test_batch.bin: " in refused(command, target, tmp_path)
+
+
+def test_usage(command, tmp_path, copy):
+    status, _, err = command(prepare.main, "cifar10")
+    assert status == 2
+    assert "--source" in err
+    status, _, err = command(prepare.main, "cifar11")
+    assert status == 2
+    assert len(err.splitlines()) == 1
+    (tmp_path / "out" / "train").mkdir(parents=True)
+    status, _, err = command(prepare.main, "cifar10", "--source", copy, "--out", tmp_path / "out")
+    assert status == 2
+    assert "--force" in err
