@@ -185,7 +185,7 @@ def class_balanced_subset(labels: np.ndarray, count: int, num_classes: int) -> n
         below, above = per_class * num_classes, (per_class + 1) * num_classes
         nearest = " and ".join(str(n) for n in (below, min(above, len(labels))) if n)
         raise ValueError(f"{count} does not divide among {num_classes} classes; the nearest that do: {nearest}")
-    random = np.random.RandomState(1)  # noqa: NPY002 - the reference's subsets, index by index
+    random = np.random.RandomState(1)
     chosen = []
     for label in range(num_classes):
         indices = np.flatnonzero(labels == label)

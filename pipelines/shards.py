@@ -16,6 +16,7 @@ import shutil
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, field
 from functools import cached_property
+from itertools import pairwise
 from pathlib import Path
 from typing import Protocol
 
@@ -195,7 +196,7 @@ class ShardSet:
         bounds = [0, *breaks.tolist(), len(indices)]
         opened, descriptor = -1, -1
         try:
-            for first, last in zip(bounds[:-1], bounds[1:], strict=True):
+            for first, last in pairwise(bounds):
                 number = int(shards[first])
                 if number != opened:
                     if descriptor >= 0:

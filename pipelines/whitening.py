@@ -8,10 +8,12 @@ import json
 import math
 import zipfile
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
 import torch
+
 from pipelines.errors import DataError
 from pipelines.files import write_atomically
 from pipelines.progress import progress_bar
@@ -130,10 +132,8 @@ def prepare(kind: str, sets: Sequence[ShardSet], device: torch.device | str = "c
         return loaded
     mean, matrix = fit_zca(sets, device, progress)
     fitted = Preprocess("zca", shape, mean, matrix, fitted_on)
-    try:
+    with suppress(OSError):  # shards on a read-only disk: the run keeps its own copy
         fitted.save(cache)
-    except OSError:  # shards on a read-only disk: the run keeps its own copy
-        pass
     return fitted
 
 

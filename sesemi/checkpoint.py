@@ -22,7 +22,7 @@ def load(path: Path, device: torch.device) -> dict:
     except FileNotFoundError:
         raise DataError(f"{path}: no checkpoint here; has the run started, and reached its first checkpoint?") from None
     except (RuntimeError, pickle.UnpicklingError, EOFError, zipfile.BadZipFile, ValueError, KeyError) as error:
-        reason = str(error).splitlines()[0]
+        reason = str(error).partition("\n")[0]
         raise DataError(f"{path}: not a readable checkpoint ({reason})") from None
 
 

@@ -8,7 +8,7 @@ from sesemi.model import SesemiModel
 
 
 @torch.no_grad()
-def test_error(model: SesemiModel, loader: EvaluationLoader, autocast: torch.autocast,
+def error_rate(model: SesemiModel, loader: EvaluationLoader, autocast: torch.autocast,
                progress: bool = True) -> tuple[float, int]:
     """The fraction of images classified wrongly, and how many images that is of (reference: ``DenseEvaluator``).
 

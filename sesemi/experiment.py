@@ -17,7 +17,7 @@ from pipelines.shards import ShardSet, Subset
 from pipelines.whitening import Preprocess
 from sesemi import checkpoint
 from sesemi.config import PRECISIONS, Config, cpu_cores, device_name
-from sesemi.evaluation import test_error
+from sesemi.evaluation import error_rate
 from sesemi.model import SesemiModel
 from sesemi.runlog import MetricsLog, RunFolder, versions
 from sesemi.trainer import Trainer, TrainLine
@@ -85,7 +85,8 @@ def _train(config: Config, folder: RunFolder, preprocess: Preprocess, train_set:
             trainer.load_state_dict(state["trainer"])
             loader.load_state_dict(state["loader"])
         except (KeyError, ValueError, RuntimeError) as error:
-            raise DataError(f"{folder.checkpoint}: does not fit this run ({str(error).splitlines()[0]})") from None
+            reason = str(error).partition("\n")[0]
+            raise DataError(f"{folder.checkpoint}: does not fit this run ({reason})") from None
         checkpoint.restore_random_state(state["random"], device)
         latest = state["evaluation"]
     log = MetricsLog(folder, trainer.step)
@@ -94,7 +95,7 @@ def _train(config: Config, folder: RunFolder, preprocess: Preprocess, train_set:
     steps_per_epoch = len(train_set) // config.batch_unlabeled
 
     def evaluate() -> None:
-        error, images = test_error(model, evaluation, trainer.autocast)
+        error, images = error_rate(model, evaluation, trainer.autocast)
         latest.update(step=trainer.step, test_error=error, test_images=images)
         log.write("eval", dict(latest))
 
@@ -154,7 +155,7 @@ def evaluate(run: Path | str, device: str | None = None) -> tuple[float, int]:
     model.load_state_dict(state["trainer"]["model"])
     dtype = PRECISIONS[config.precision]
     autocast = torch.autocast(torch.device(config.device).type, dtype, enabled=dtype != torch.float32)
-    return test_error(model, evaluation_loader(config, Preprocess.load(folder.whitening), test_set), autocast)
+    return error_rate(model, evaluation_loader(config, Preprocess.load(folder.whitening), test_set), autocast)
 
 
 def load_config(folder: RunFolder, device: str | None = None) -> Config:

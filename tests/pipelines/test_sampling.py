@@ -68,7 +68,7 @@ def test_order_matches_an_obvious_loop():
     order = Order(num_images=103, window_images=32, block_images=8, seed=9)
     obvious = []
     for epoch in range(4):
-        blocks = permute(np.arange(12), 12, (9, epoch, 0)).tolist() + [12]  # twelve full ones, and one of seven
+        blocks = [*permute(np.arange(12), 12, (9, epoch, 0)).tolist(), 12]  # twelve full ones, and one of seven
         assert order.windows == 4
         for window in range(4):
             images = []
@@ -100,7 +100,7 @@ def test_a_window_is_within_its_size_and_read_in_ascending_order():
 
 @pytest.mark.parametrize("wrong", [{"num_images": 0}, {"window_images": 0}, {"rank": 2, "ranks": 2}, {"ranks": 99}])
 def test_impossible_orders_are_refused(wrong):
-    with pytest.raises(ValueError, match="rank|sizes"):
+    with pytest.raises(ValueError, match=r"rank|sizes"):
         Order(**{"num_images": 10, "window_images": 10, "block_images": 4, **wrong})
 
 
@@ -117,7 +117,7 @@ def test_shifts_are_uniform_and_jitter_is_never_zero():
 @pytest.mark.parametrize("count", [250, 1000, 4000])
 def test_label_subset_is_the_reference_s(count):
     labels = np.random.default_rng(0).integers(0, 10, 50_000)
-    rng = np.random.RandomState(1)  # noqa: NPY002 - the reference's
+    rng = np.random.RandomState(1)
     expected = []  # as in the reference's stratified_sample
     for cls in range(10):
         inds = np.where(labels == cls)[0]

@@ -56,10 +56,13 @@ def test_unlabeled_set_has_no_labels(tmp_path):
 
 
 def test_an_exception_leaves_nothing(tmp_path):
-    with pytest.raises(RuntimeError), ShardWriter(tmp_path / "s", dataset="d", split="train", image_shape=(8, 8, 3),
-                                                  classes=None, source={}) as writer:
-        writer.append(random_images(10))
-        raise RuntimeError
+    def dies():
+        with ShardWriter(tmp_path / "s", dataset="d", split="train", image_shape=(8, 8, 3), classes=None,
+                         source={}) as writer:
+            writer.append(random_images(10))
+            raise RuntimeError
+    with pytest.raises(RuntimeError):
+        dies()
     assert list(tmp_path.iterdir()) == []
 
 

@@ -14,7 +14,7 @@ def read() -> Source:
     from sklearn.datasets import load_digits  # seconds to import, and needed here alone
     digits = load_digits()
     images = np.stack([enlarge(image) for image in digits.images])
-    random = np.random.RandomState(0)  # noqa: NPY002 - fixed for good: another generator is another test set
+    random = np.random.RandomState(0)
     test = np.concatenate([random.permutation(np.flatnonzero(digits.target == k))[:TEST_PER_CLASS]
                            for k in range(10)])
     held_out = np.zeros(len(images), bool)

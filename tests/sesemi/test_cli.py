@@ -1,0 +1,99 @@
+"""Wrong use and bad data: one line that names the flag or file, the right status, nothing half-written."""
+
+import shutil
+
+import pytest
+
+from sesemi import cli
+from sesemi.config import Config, parse_device
+from tests.conftest import random_images, write_set
+from tests.sesemi.test_experiment import arguments
+
+
+def complaint(command, *argv, status: int) -> str:
+    """The one line on stderr of a command that must fail so."""
+    found, out, err = command(cli.main, *argv)
+    assert found == status, err
+    assert out == ""
+    lines = err.strip().splitlines()
+    assert len(lines) == 1, err
+    return lines[0]
+
+
+@pytest.mark.parametrize(("flags", "words"), [
+    ({"labels": 7}, ["--labels", "7", "nearest", "6 and 8"]), ({"labels": 61}, ["--labels", "61", "60 there are"]),
+    ({"labels": 0}, ["--labels", "at least 1"]), ({"labels": "many"}, ["--labels", "many"]),
+    ({"eval-images": 15}, ["--eval-images", "14 and 16"]), ({"eval-images": 22}, ["--eval-images", "20 there are"]),
+    ({"network": "resnet"}, ["--network", "resnet", "wrn"]), ({"network": "wrn-9-1"}, ["--network", "wrn-9-1"]),
+    ({"method": "magic"}, ["--method", "magic", "sesemi"]), ({"lr": "-1"}, ["--lr", "-1"]),
+    ({"lr": "nan"}, ["--lr", "nan"]), ({"steps": 0}, ["--steps"]), ({"batch-unlabeled": 61}, ["--batch-unlabeled"]),
+    ({"gpu": "3"}, ["--gpu", "3", "none for the CPU"]), ({"gpu": "x"}, ["--gpu", "x"]), ({"gpu": "-1"}, ["--gpu"]),
+    ({"dataset": None}, ["--dataset", "tools.prepare"]), ({"precision": "fp8"}, ["--precision", "fp8"]),
+    ({"seed": "-1"}, ["--seed", "-1"]), ({"nonsense": 1}, ["--nonsense"])])
+def test_wrong_use(prepared, tmp_path, command, flags, words):
+    line = complaint(command, *arguments(prepared, tmp_path / "run", **flags), status=2)
+    for word in words:
+        assert word in line
+    assert not (tmp_path / "run").exists()
+
+
+def test_gpu_beyond_those_there_are(monkeypatch):
+    monkeypatch.setattr("torch.cuda.is_available", lambda: True)
+    monkeypatch.setattr("torch.cuda.device_count", lambda: 1)
+    assert parse_device("0") == "cuda:0"
+    with pytest.raises(Exception, match=r"--gpu: found '3', expected a GPU's number \(0\)"):
+        parse_device("3")
+    assert parse_device("none") == "cpu"
+    assert parse_device(None) is None
+
+
+def test_no_command_and_resume_without_run(command):
+    assert "train|evaluate" in complaint(command, status=2)
+    assert "--run" in complaint(command, "train", "--resume", status=2)
+
+
+def test_missing_and_damaged_sets(prepared, tmp_path, command):
+    run = tmp_path / "run"
+    line = complaint(command, *arguments(prepared, run, dataset="nothing"), status=1)
+    assert "nothing/train: no shard set here" in line
+    shutil.copytree(prepared / "toy" / "train", prepared / "lone" / "train")
+    assert "lone/test: no shard set" in complaint(command, *arguments(prepared, run, dataset="lone"), status=1)
+    write_set(prepared / "flat" / "train", random_images(60, 12))
+    shutil.copytree(prepared / "toy" / "test", prepared / "flat" / "test")
+    assert "has no labels" in complaint(command, *arguments(prepared, run, dataset="flat"), status=2)
+    images = prepared / "toy" / "train" / "images-00000.npy"
+    images.write_bytes(images.read_bytes()[:-100])
+    assert "images-00000.npy" in complaint(command, *arguments(prepared, run), status=1)
+    assert not run.exists()
+
+
+def test_damaged_runs(prepared, tmp_path, command):
+    run = tmp_path / "run"
+    assert "config.json: not found" in complaint(command, "evaluate", run, status=1)
+    assert "config.json: not found" in complaint(command, "train", "--resume", "--run", run, status=1)
+    assert command(cli.main, *arguments(prepared, run))[0] == 0
+    for name, content in (("checkpoint.pt", b""), ("checkpoint.pt", b"junk" * 99), ("whitening.npz", b"junk"),
+                          ("config.json", b"{"), ("config.json", b"{}")):
+        kept = (run / name).read_bytes()
+        (run / name).write_bytes(content)
+        assert name in complaint(command, "evaluate", run, status=1)
+        (run / name).write_bytes(kept)
+    (run / "checkpoint.pt").unlink()
+    assert "no checkpoint here" in complaint(command, "evaluate", run, status=1)
+
+
+def test_help_has_examples(command):
+    for argv in (["train", "--help"], ["evaluate", "--help"]):
+        status, out, _ = command(cli.main, *argv)
+        assert status == 0
+        assert f"python -m sesemi {argv[0]}" in out.split("example")[1]
+
+
+def test_presets(prepared):
+    from pipelines.shards import ShardSet
+    train, test = ShardSet(prepared / "toy" / "train"), ShardSet(prepared / "toy" / "test")
+    config = Config("toy", data=str(prepared), device="cpu").resolve(train, test)
+    assert (config.steps, config.labels, config.eval_every) == (50 * (60 // 16), 60, 3)
+    assert (config.preprocess, config.flips, config.precision) == ("zca", True, "fp32")
+    assert Config("toy", data=str(prepared), device="cpu", steps=7, flips=False, preprocess="gcn").resolve(
+        train, test).as_dict() == {**config.as_dict(), "steps": 7, "flips": False, "preprocess": "gcn"}

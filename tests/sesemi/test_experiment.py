@@ -1,0 +1,209 @@
+"""Whole runs from prepared shards to result.json, on the CPU: training, evaluating, interrupting, resuming."""
+
+import json
+import os
+import signal
+import threading
+
+import pytest
+import torch
+
+from pipelines.loader import SemiSupervisedLoader, Stream
+from sesemi import checkpoint, cli, experiment
+from sesemi.config import Config
+
+RESULT_FIELDS = {"test_error", "test_images", "labels", "network", "dataset", "method", "steps", "seconds",
+                 "images_per_second", "data_wait_fraction", "peak_rss_bytes", "device"}
+
+
+def arguments(prepared, run, **flags) -> list[str]:
+    """Flags of a short run; a flag set to None is left out."""
+    flags = {"network": "wrn-10-1", "dataset": "toy", "labels": 8, "gpu": "none", "steps": 6, "batch-unlabeled": 2,
+             "log-every": 2, "data": prepared, "run": run, **flags}
+    return ["train", *(str(word) for name, value in flags.items() if value is not None
+                       for word in (f"--{name}", value))]
+
+
+def metrics(run) -> list[dict]:
+    """The lines of metrics.jsonl, without what depends on the clock."""
+    lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    return [{k: v for k, v in line.items() if k not in {"images_per_second", "data_wait_fraction"}} for line in lines]
+
+
+@pytest.mark.parametrize("method", ["sesemi", "supervised"])
+def test_train_then_evaluate(prepared, tmp_path, command, method):
+    run = tmp_path / "run"
+    status, out, _ = command(cli.main, *arguments(prepared, run, method=method))
+    assert status == 0
+    result = json.loads((run / "result.json").read_text())
+    assert set(result) == RESULT_FIELDS
+    assert (result["labels"], result["steps"], result["test_images"], result["method"]) == (8, 6, 20, method)
+    assert 0 <= result["test_error"] <= 1
+    assert result["seconds"] > 0
+    assert f"test error {result['test_error']:.4f} on 20 images" in out
+    lines = metrics(run)
+    assert [(line["type"], line["step"]) for line in lines] == [("train", 2), ("train", 4), ("train", 6), ("eval", 6)]
+    assert (lines[0]["proxy_loss"] is None) == (method == "supervised")
+    config = json.loads((run / "config.json").read_text())
+    assert config["preprocess"] == "zca"  # 12×12 pixels of an own folder
+    assert None not in [value for name, value in config.items() if name != "eval_images"]
+    assert list(run.glob("events.out.tfevents.*"))
+    status, out, _ = command(cli.main, "evaluate", run)
+    assert status == 0
+    assert f"test error {result['test_error']:.4f} on 20 images" in out
+
+
+def interrupt_at(monkeypatch, step: int, number=signal.SIGINT) -> list[int]:
+    """Have this process receive a signal while it waits for its batch of that step; returns a list of steps taken."""
+    taken = []
+    real = SemiSupervisedLoader.__next__
+
+    def next_batch(self):
+        taken.append(len(taken) + 1)
+        if len(taken) == step:
+            os.kill(os.getpid(), number)
+        return real(self)
+    monkeypatch.setattr(SemiSupervisedLoader, "__next__", next_batch)
+    return taken
+
+
+@pytest.mark.parametrize(("number", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_interrupted_at_20_and_resumed_is_the_uninterrupted_run(prepared, tmp_path, command, monkeypatch, number,
+                                                                status):
+    flags = {"steps": 40, "log-every": 7, "eval-every": 10}
+    assert command(cli.main, *arguments(prepared, tmp_path / "whole", **flags))[0] == 0
+    with monkeypatch.context() as patch:
+        interrupt_at(patch, 20, number)
+        stopped, _, err = command(cli.main, *arguments(prepared, tmp_path / "part", **flags))
+    assert stopped == status
+    assert f"stopped at step 20 of 40; go on with: python -m sesemi train --resume --run {tmp_path / 'part'}" in err
+    assert not (tmp_path / "part" / "result.json").exists()
+    assert signal.getsignal(number) in (signal.default_int_handler, signal.SIG_DFL)
+    with monkeypatch.context() as patch:
+        taken = interrupt_at(patch, 0)
+        assert command(cli.main, "train", "--resume", "--run", tmp_path / "part")[0] == 0
+    assert len(taken) == 20
+    whole, part = (checkpoint.load(tmp_path / name / "checkpoint.pt", torch.device("cpu"))
+                   for name in ("whole", "part"))
+    for name, value in whole["trainer"]["model"].items():
+        assert torch.equal(part["trainer"]["model"][name], value), name
+    assert part["loader"] == whole["loader"]
+    assert metrics(tmp_path / "part") == metrics(tmp_path / "whole")
+    assert len(metrics(tmp_path / "part")) == 6 + 4
+
+
+def test_killed_after_a_checkpoint_and_resumed(prepared, tmp_path, command, monkeypatch):
+    """Lines written after the checkpoint are written once, not twice; the streams start at the window they need."""
+    flags = {"steps": 20, "log-every": 3, "checkpoint-every": 8, "eval-every": 4}
+    assert command(cli.main, *arguments(prepared, tmp_path / "whole", **flags))[0] == 0
+
+    class Killed(BaseException):
+        pass
+    real = SemiSupervisedLoader.__next__
+    steps = []
+
+    def dies_at_14(self):
+        steps.append(1)
+        if len(steps) == 14:
+            raise Killed
+        return real(self)
+    with monkeypatch.context() as patch:
+        patch.setattr(SemiSupervisedLoader, "__next__", dies_at_14)
+        with pytest.raises(Killed):
+            command(cli.main, *arguments(prepared, tmp_path / "part", **flags))
+    assert command(cli.main, "train", "--resume", "--run", tmp_path / "part")[0] == 0
+    assert metrics(tmp_path / "part") == metrics(tmp_path / "whole")
+
+
+def test_resumed_run_loads_no_window_it_does_not_need(prepared, tmp_path, command, monkeypatch):
+    """60 images in windows of 16: two images a step, so that step 20 is in the third of four windows."""
+    monkeypatch.setattr("pipelines.loader.default_window_images", lambda shape, device: 16)
+    with monkeypatch.context() as patch:
+        interrupt_at(patch, 20)
+        command(cli.main, *arguments(prepared, tmp_path / "run", steps=26))
+    asked = []
+    real = Stream._start
+
+    def start(self, step, checkpoint):
+        real(self, step, checkpoint)
+        load = self._windows._load
+        self._windows._load = lambda *which: asked.append((self.options.views, *which)) or load(*which)
+    monkeypatch.setattr(Stream, "_start", start)
+    assert command(cli.main, "train", "--resume", "--run", tmp_path / "run")[0] == 0
+    unlabeled = [which for views, *which in asked if views]
+    assert unlabeled[0] == [0, 2]
+    assert [0, 0] not in unlabeled
+    assert [0, 1] not in unlabeled
+
+
+def test_a_second_run_does_not_overwrite_the_first(prepared, tmp_path, command):
+    run = tmp_path / "run"
+    assert command(cli.main, *arguments(prepared, run))[0] == 0
+    before = (run / "result.json").read_bytes()
+    status, _, err = command(cli.main, *arguments(prepared, run))
+    assert status == 2
+    assert "holds a finished run" in err
+    status, out, _ = command(cli.main, "train", "--resume", "--run", run)
+    assert status == 0
+    assert "is finished: test error" in out
+    (run / "result.json").unlink()
+    status, _, err = command(cli.main, *arguments(prepared, run))
+    assert status == 2
+    assert "--resume" in err
+    assert command(cli.main, "train", "--resume", "--run", run)[0] == 0  # died before its result: only that is missing
+    assert json.loads((run / "result.json").read_text())["test_error"] == json.loads(before)["test_error"]
+
+
+def test_other_settings_and_other_shards_are_refused(prepared, tmp_path, command, monkeypatch):
+    run = tmp_path / "run"
+    interrupt_at(monkeypatch, 3)
+    command(cli.main, *arguments(prepared, run))
+    status, _, err = command(cli.main, "train", "--resume", "--run", run, "--lr", "0.1")
+    assert status == 2
+    assert "--lr: found 0.1" in err
+    assert "started with 0.05" in err
+    (prepared / "toy" / "train").rename(tmp_path / "old")
+    (prepared / "toy" / "test").rename(prepared / "toy" / "train")
+    (tmp_path / "old").rename(prepared / "toy" / "test")
+    for arguments_ in (["train", "--resume", "--run", run], ["evaluate", run]):
+        status, _, err = command(cli.main, *arguments_)
+        assert status == 1
+        assert "not the shards" in err
+
+
+def test_the_test_sample_is_kept(prepared, tmp_path, command):
+    assert command(cli.main, *arguments(prepared, tmp_path / "run", **{"eval-images": 10}))[0] == 0
+    result = json.loads((tmp_path / "run" / "result.json").read_text())
+    assert result["test_images"] == 10
+    _, out, _ = command(cli.main, "evaluate", tmp_path / "run")
+    assert f"test error {result['test_error']:.4f} on 10 images" in out
+
+
+def test_the_seed_does_not_change_the_labels_but_all_else(prepared, tmp_path, monkeypatch):
+    chosen = []
+    real = experiment.Subset
+    monkeypatch.setattr(experiment, "Subset", lambda s, indices: chosen.append(indices.tolist()) or real(s, indices))
+    results = []
+    for seed in (0, 0, 1):
+        run = tmp_path / f"run{len(results)}"
+        experiment.train(Config("toy", "wrn-10-1", labels=8, steps=2, batch_unlabeled=2, seed=seed, data=str(prepared),
+                                run=str(run), device="cpu"))
+        results.append(checkpoint.load(run / "checkpoint.pt", torch.device("cpu"))["trainer"]["model"])
+    assert len({tuple(one) for one in chosen if len(one) == 8}) == 1
+    assert all(torch.equal(value, results[1][name]) for name, value in results[0].items())
+    assert not torch.equal(results[0]["class_head.weight"], results[2]["class_head.weight"])
+
+
+def test_in_a_thread_signals_are_left_alone(prepared, tmp_path):
+    failures = []
+
+    def work():
+        try:
+            experiment.train(Config("toy", "wrn-10-1", labels=8, steps=1, batch_unlabeled=2, data=str(prepared),
+                                    run=str(tmp_path / "run"), device="cpu"))
+        except BaseException as error:
+            failures.append(error)
+    thread = threading.Thread(target=work)
+    thread.start()
+    thread.join()
+    assert failures == []

@@ -1,0 +1,97 @@
+"""The networks have the reference's shapes, sizes and initial weights."""
+
+import math
+
+import pytest
+import torch
+from torch import nn
+
+from sesemi.model import SesemiModel
+from sesemi.networks import build_trunk
+from sesemi.networks.layers import count_parameters
+
+
+def conv_parameters(inputs: int, outputs: int, size: int, bias: bool) -> int:
+    """Of a convolution."""
+    return inputs * outputs * size * size + outputs * bias
+
+
+def convnet_parameters() -> int:
+    """Counted layer by layer, each convolution with bias and two batch norm parameters a channel."""
+    layers = [(3, 128, 3), (128, 128, 3), (128, 128, 3), (128, 256, 3), (256, 256, 3), (256, 256, 3),
+              (256, 512, 3), (512, 256, 1), (256, 128, 1)]
+    return sum(conv_parameters(*layer, bias=True) + 2 * layer[1] for layer in layers)
+
+
+def wrn_parameters(depth: int, width: int) -> int:
+    """Counted block by block."""
+    total, inputs = conv_parameters(3, 16, 3, False) + 2 * 16, 16
+    for base in (16, 32, 64):
+        out = base * width
+        total += conv_parameters(inputs, out, 3, False) + 2 * out + conv_parameters(out, out, 3, False)
+        total += conv_parameters(inputs, out, 1, False)  # the skip
+        total += ((depth - 4) // 6 - 1) * 2 * (2 * out + conv_parameters(out, out, 3, False))
+        total += 2 * out  # the group's last batch norm
+        inputs = out
+    return total
+
+
+@pytest.mark.parametrize(("name", "published", "counted", "shape"), [
+    ("convnet", 3_122_560, convnet_parameters(), (128, 6, 6)),
+    ("wrn", 1_466_320, wrn_parameters(28, 2), (128, 8, 8)),
+    ("wrn-10-1", 77_456, wrn_parameters(10, 1), (64, 8, 8)),
+    ("wrn-16-4", None, wrn_parameters(16, 4), (256, 8, 8))])
+def test_sizes(name, published, counted, shape):
+    trunk = build_trunk(name)
+    assert count_parameters(trunk) == counted
+    assert published in (None, counted)
+    assert trunk.out_channels == shape[0]
+    assert trunk.eval()(torch.zeros(2, 3, 32, 32)).shape == (2, *shape)
+
+
+@pytest.mark.parametrize("name", ["", "resnet", "wrn-28", "wrn-27-2", "wrn-4-1", "wrn-28-0", "wrn-x-2", "WRN"])
+def test_no_such_network(name):
+    with pytest.raises(ValueError, match="expected"):
+        build_trunk(name)
+
+
+def test_initial_weights_and_batch_norm_are_keras_s():
+    torch.manual_seed(0)
+    model = SesemiModel("convnet", 10)
+    convolutions = [layer for layer in model.modules() if isinstance(layer, nn.Conv2d)]
+    for layer in convolutions:
+        fan_in = layer.weight[0].numel()
+        deviation = math.sqrt(2 / fan_in)
+        assert layer.weight.std().item() == pytest.approx(deviation, rel=0.05)
+        limit = 2 * deviation / 0.87962566103423978
+        assert 0.95 * limit < layer.weight.abs().max().item() <= limit * (1 + 1e-6)  # truncated at two
+        assert (layer.bias == 0).all()
+    for layer in model.modules():
+        if isinstance(layer, nn.BatchNorm2d):
+            assert (layer.momentum, layer.eps) == (0.01, 0.001)
+    for head, outputs in ((model.class_head, 10), (model.proxy_head, 6)):
+        limit = math.sqrt(6 / (128 + outputs))
+        assert head.weight.abs().max().item() <= limit
+        assert head.weight.std().item() == pytest.approx(limit / math.sqrt(3), rel=0.1)
+
+
+def test_batch_statistics_are_per_branch():
+    torch.manual_seed(0)
+    model = SesemiModel("wrn-10-1", 4, dropout=0.0)
+    labeled, unlabeled = torch.randn(8, 3, 32, 32), 3 + torch.randn(12, 3, 32, 32)
+    together, proxy = model(labeled, unlabeled)
+    alone, none = model(labeled)
+    assert torch.allclose(together, alone, atol=1e-5)  # not changed by the other branch
+    assert none is None
+    assert proxy.shape == (12, 6)
+    first = next(layer for layer in model.modules() if isinstance(layer, nn.BatchNorm2d))
+    assert first.num_batches_tracked == 3  # both branches, then the one
+
+
+def test_dropout_is_before_the_class_head_only():
+    torch.manual_seed(0)
+    model = SesemiModel("wrn-10-1", 4, dropout=0.5)
+    images = torch.randn(4, 3, 32, 32)
+    one, other = model(images, images), model(images, images)
+    assert not torch.equal(one[0], other[0])
+    assert torch.equal(one[1], other[1])
