@@ -5,15 +5,23 @@ cursor. One pipeline run holds several training steps, handed out as views.
 """
 
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from typing import NamedTuple
 
 import numpy as np
 import torch
-from nvidia.dali import Pipeline, fn, types
+from nvidia.dali import Pipeline
 
 from pipelines import augment
 from pipelines.augment import MAX_SHIFT, NOISE, VIEWS
+from pipelines.graphs import (
+    EVALUATION_IMAGES,
+    StreamOptions,
+    evaluation_graph,
+    evaluation_views,
+    run_pipeline,
+    training_graph,
+)
 from pipelines.sampling import Order, draw_jitter, draw_shift, generator, seed_from
 from pipelines.shards import ShardSet, Subset
 from pipelines.whitening import Preprocess
@@ -21,7 +29,6 @@ from pipelines.windows import Windows, default_window_images, to_device
 
 DRAWS, DALI_NOISE, TORCH_NOISE = 2, 3, 4  # what a random number is for (the order's own keys are 0 and 1)
 LABELED, UNLABELED, EVALUATION = 0, 1, 2  # which stream it is for
-EVALUATION_IMAGES = 128  # images a batch; part of what makes the evaluation's noise the same every time
 
 
 class Examples(NamedTuple):
@@ -39,99 +46,6 @@ class Batch(NamedTuple):
 
     labeled: Examples
     unlabeled: Examples | None
-
-
-@dataclass(frozen=True)
-class StreamOptions:
-    """What fixes a stream's batches, beside the data and the seed. A checkpoint holds for equal options only.
-
-    Args:
-        batch: images a step.
-        views: six proxy views of every image, instead of the image and its label.
-        flip: mirror left to right with probability one half.
-        noise: standard deviation of the Gaussian noise; 0 for none.
-        steps_per_run: steps in one DALI pipeline run.
-        block_images: consecutive images read at a time; small against runs of equal content in the source.
-        window_images: images on the device at a time; None for a size that suits the device.
-    """
-
-    batch: int
-    views: bool
-    flip: bool
-    noise: float = NOISE
-    steps_per_run: int = 8
-    block_images: int = 16
-    window_images: int | None = None
-
-
-def training_graph(images, draws, *, size: tuple[int, int], options: StreamOptions, device_id: int | None,
-                   in_graph: bool, seed: int, threads: int = 1, checkpoint: str | None = None) -> Pipeline:
-    """The DALI graph of a training stream, not yet built; one definition for the CPU and the GPU.
-
-    Args:
-        images: source of padded images (n, H+4, W+4, C) by ``BatchInfo``.
-        draws: source of [crop x, crop y, mirror, label], each (n,).
-        device_id: the GPU that everything runs on; None for the CPU backend.
-        in_graph: noise and views are DALI's; otherwise they are left to their PyTorch twins.
-    """
-    device = "cpu" if device_id is None else "gpu"
-    pipeline = Pipeline(batch_size=options.batch * options.steps_per_run, num_threads=threads, device_id=device_id,
-                        seed=seed, enable_checkpointing=True, checkpoint=checkpoint)
-    with pipeline:
-        padded = fn.external_source(source=images, batch=True, batch_info=True, device=device,
-                                    dtype=types.FLOAT, ndim=3, layout="HWC")
-        x, y, mirror, labels = fn.external_source(
-            source=draws, num_outputs=4, batch=True, batch_info=True, ndim=0,
-            dtype=[types.FLOAT, types.FLOAT, types.INT32, types.INT64])
-        out = augment.shift_and_flip(padded, x, y, mirror, size)
-        if in_graph and options.noise:
-            out = augment.add_noise(out, options.noise, seed)
-        if in_graph and options.views:
-            out = augment.six_views(out)
-        pipeline.set_outputs(out, labels.gpu() if device == "gpu" else labels)
-    return pipeline
-
-
-def evaluation_graph(images, draws, *, size: tuple[int, int], flip: bool, noise: float, device_id: int | None,
-                     in_graph: bool, seed: int, threads: int = 1) -> Pipeline:
-    """The DALI graph of the evaluation's views, not yet built.
-
-    Outputs, in graph: (4 or 8, H, W, C) an image, in ``evaluation_views``'s order; otherwise the image and its
-    jittered copy, (2, H, W, C), whose noise and flips are left to ``evaluation_views``.
-    """
-    device = "cpu" if device_id is None else "gpu"
-    pipeline = Pipeline(batch_size=EVALUATION_IMAGES, num_threads=threads, device_id=device_id, seed=seed)
-    with pipeline:
-        padded = fn.external_source(source=images, batch=True, batch_info=True, device=device,
-                                    dtype=types.FLOAT, ndim=3, layout="HWC")
-        x, y = fn.external_source(source=draws, num_outputs=2, batch=True, batch_info=True, ndim=0,
-                                  dtype=types.FLOAT)
-        plain = augment.shift_and_flip(padded, 0.5, 0.5, 0, size, "plain")
-        jittered = augment.shift_and_flip(padded, x, y, 0, size, "jittered")
-        views = [plain, jittered]
-        if in_graph:
-            sides = [views, [augment.mirror(view) for view in views]] if flip else [views]
-            draws = iter(range(4))  # each noise its own seed, or all would be the same
-            views = []
-            for side in sides:
-                views += side + [augment.add_noise(view, noise, seed + draw, f"noise_{draw}")
-                                 for view, draw in zip(side, draws, strict=False)]
-        pipeline.set_outputs(fn.stack(*views))
-    return pipeline
-
-
-def evaluation_views(pair: torch.Tensor, flip: bool, noise: float, random: torch.Generator) -> torch.Tensor:
-    """The reference's ``DenseEvaluator`` views from an image and its jittered copy, on the CPU.
-
-    Args:
-        pair: (n, 2, H, W, C).
-
-    Returns:
-        (n, 4 or 8, H, W, C): image, jittered, both with noise; then the same four of the flipped image, with
-        noise of their own.
-    """
-    sides = [pair, pair.flip(3)] if flip else [pair]
-    return torch.cat([view for side in sides for view in (side, augment.add_noise_torch(side, noise, random))], 1)
 
 
 class Stream:
@@ -251,12 +165,6 @@ class Stream:
         y, x = draw_shift(random, len(indices)).astype(np.float32) / (2 * MAX_SHIFT)
         mirror = random.integers(0, 2, len(indices), np.int32) * np.int32(self.options.flip)
         return [x, y, mirror, indices if self._labels is None else self._labels[indices]]
-
-
-def run_pipeline(pipeline: Pipeline, device: torch.device) -> tuple[torch.Tensor, ...]:
-    """One run of a DALI pipeline; its outputs as tensors on the device, without a copy."""
-    stream = torch.cuda.current_stream(device) if device.type == "cuda" else None
-    return tuple(torch.from_dlpack(output.as_tensor()) for output in pipeline.run(stream))
 
 
 class SemiSupervisedLoader:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from pipelines import errors
 from pipelines.errors import Parser
-from pipelines.shards import MANIFEST
+from pipelines.manifest import MANIFEST
 
 EXAMPLE = """example:
   python -m sesemi.demo --gpu none --seeds 2

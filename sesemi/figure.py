@@ -19,7 +19,8 @@ EXAMPLE = """example:
 """
 STYLE = """text{font-family:'DejaVu Sans',Verdana,sans-serif;font-size:14px;fill:#222;text-anchor:middle}
 .small{font-size:12px;fill:#555} .box{fill:#f4f6f8;stroke:#56677a;stroke-width:1.5}
-.trunk{fill:#e3ecf7;stroke:#2b5c94;stroke-width:1.5} .arrow{stroke:#56677a;stroke-width:1.8;fill:none;marker-end:url(#tip)}
+.trunk{fill:#e3ecf7;stroke:#2b5c94;stroke-width:1.5}
+.arrow{stroke:#56677a;stroke-width:1.8;fill:none;marker-end:url(#tip)}
 image{image-rendering:pixelated}"""
 VIEW_NAMES = ("0°", "90°", "180°", "270°", "left-right", "up-down")
 
@@ -53,7 +54,8 @@ def draw() -> str:
     parts += ['<rect class="trunk" x="618" y="52" width="96" height="246" rx="8"/>',
               text(666, 160, "one CNN,"), text(666, 180, "shared by"), text(666, 200, "both"),
               arrow(714, 88, 742, 88), arrow(714, 262, 742, 262),
-              box(742, 60, 130, 56, "class head:", "which digit?"), box(742, 234, 130, 56, "proxy head:", "which view?"),
+              box(742, 60, 130, 56, "class head:", "which digit?"),
+              box(742, 234, 130, 56, "proxy head:", "which view?"),
               arrow(807, 116, 807, 146), arrow(807, 234, 807, 204),
               box(742, 146, 130, 58, "cross-entropy", "+ cross-entropy")]
     return (f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 30 892 350" width="892" height="350">'

@@ -6,8 +6,9 @@ from pathlib import Path
 
 from pipelines import errors
 from pipelines.errors import DataError, Parser
+from pipelines.manifest import MANIFEST
 from pipelines.progress import progress_bar
-from pipelines.shards import MANIFEST, ShardSet
+from pipelines.shards import ShardSet
 
 EXAMPLE = """example:
   python -m tools.verify shards/cifar10

@@ -4,8 +4,9 @@ import numpy as np
 import pytest
 import torch
 
-from pipelines.loader import EVALUATION_IMAGES, EvaluationLoader, SemiSupervisedLoader, Stream, StreamOptions
+from pipelines.graphs import EVALUATION_IMAGES, StreamOptions
 from pipelines.loader import UNLABELED as UNLABELED_STREAM
+from pipelines.loader import EvaluationLoader, SemiSupervisedLoader, Stream
 from pipelines.sampling import class_balanced_subset
 from pipelines.shards import Subset
 from pipelines.whitening import prepare

@@ -3,7 +3,8 @@
 import pytest
 import torch
 
-from pipelines.loader import LABELED, UNLABELED, EvaluationLoader, Stream, StreamOptions
+from pipelines.graphs import StreamOptions
+from pipelines.loader import LABELED, UNLABELED, EvaluationLoader, Stream
 from pipelines.whitening import prepare
 
 pytestmark = pytest.mark.gpu

@@ -3,7 +3,7 @@
 import nvidia.dali.backend
 import pytest
 
-from pipelines.loader import StreamOptions, evaluation_graph, training_graph
+from pipelines.graphs import StreamOptions, evaluation_graph, training_graph
 
 
 def operators(pipeline) -> list[tuple[str, str, list[str], list[str]]]:

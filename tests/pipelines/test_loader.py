@@ -3,7 +3,8 @@
 import pytest
 import torch
 
-from pipelines.loader import UNLABELED, SemiSupervisedLoader, Stream, StreamOptions
+from pipelines.graphs import StreamOptions
+from pipelines.loader import UNLABELED, SemiSupervisedLoader, Stream
 from pipelines.whitening import Preprocess
 
 PREPROCESS = Preprocess("gcn", (8, 8, 3))

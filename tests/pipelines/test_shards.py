@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 
 from pipelines.errors import DataError, UsageError
-from pipelines.shards import MANIFEST, ShardSet, ShardWriter, Subset
+from pipelines.manifest import MANIFEST
+from pipelines.shards import ShardSet, ShardWriter, Subset
 from tests.conftest import random_images, write_set
 
 
