@@ -163,7 +163,7 @@ class Evaluation(list):
     views = 1
 
 
-def error_rate_counts_every_image_once_and_leaves_the_model_alone():
+def test_error_rate_counts_every_image_once_and_leaves_the_model_alone():
     trainer = build()
     model = trainer.model
     model.eval()
