@@ -4,7 +4,7 @@ A stream runs a DALI pipeline whose sources are pure functions of the run's numb
 cursor. One pipeline run holds several training steps, handed out as views.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict
 from typing import NamedTuple
 
@@ -52,9 +52,10 @@ class Stream:
     """One endless, seeded stream of augmented batches.
 
     Args:
-        source: a shard set or a subset of one; its labels are delivered unless ``options.views``.
+        sources: shard sets or subsets of some; each gives an equal part of every batch, in this order, and has an
+            order and epochs of its own. Labels, unless ``options.views``, are those of the one source.
         preprocess: fitted normalisation.
-        options: what a batch is.
+        options: what a batch is; ``batch`` divides among the sources.
         seed: of order, shifts, flips and noise.
         which: LABELED or UNLABELED, so that streams of one seed differ.
         device: where batches arrive; the CPU or one GPU.
@@ -65,14 +66,20 @@ class Stream:
     and proxy labels. Tensors are the caller's to keep.
     """
 
-    def __init__(self, source: ShardSet | Subset, preprocess: Preprocess, options: StreamOptions, *, seed: int,
-                 which: int, device: torch.device, threads: int = 1, in_graph: bool | None = None):
-        window_images = options.window_images or default_window_images(source.image_shape, device)
-        self.order = Order(len(source), window_images, options.block_images, seed_from(seed, which))
+    def __init__(self, sources: Sequence[ShardSet | Subset], preprocess: Preprocess, options: StreamOptions, *,
+                 seed: int, which: int, device: torch.device, threads: int = 1, in_graph: bool | None = None):
+        if options.batch % len(sources) or (len(sources) > 1 and not options.views):
+            raise ValueError(f"batches of {options.batch} from {len(sources)} sources")
+        shape = sources[0].image_shape
+        window_images = options.window_images or default_window_images(shape, device)
+        self.orders = tuple(Order(len(source), window_images, options.block_images, seed_from(seed, which, number))
+                            for number, source in enumerate(sources))
         self.options = options
-        self._windows = Windows(source, self.order, preprocess.to(device), device)
-        self._labels = None if options.views else source.labels.astype(np.int64)
-        self._size = source.image_shape[:2]
+        on_device = preprocess.to(device)
+        self._windows = [Windows(source, order, on_device, device)
+                         for source, order in zip(sources, self.orders, strict=True)]
+        self._labels = None if options.views else sources[0].labels.astype(np.int64)
+        self._size = shape[:2]
         self._run_images = options.batch * options.steps_per_run
         self._key = (seed, which)
         self._device, self._threads = device, threads
@@ -84,7 +91,7 @@ class Stream:
     @property
     def windows_loaded(self) -> int:
         """Windows read from the shards so far."""
-        return self._windows.loaded
+        return sum(windows.loaded for windows in self._windows)
 
     def __iter__(self) -> "Stream":
         return self
@@ -112,13 +119,14 @@ class Stream:
 
     def close(self) -> None:
         """Let go of windows and threads; the stream delivers no more."""
-        self._windows.close()
+        for windows in self._windows:
+            windows.close()
         self._pipeline = None
         self._run = None
 
     def _identity(self) -> dict:
-        order = {name: value for name, value in asdict(self.order).items() if name != "seed"}
-        return {"key": list(self._key), "in_graph": self._in_graph, **asdict(self.options), **order}
+        orders = [{name: value for name, value in asdict(order).items() if name != "seed"} for order in self.orders]
+        return {"key": list(self._key), "in_graph": self._in_graph, **asdict(self.options), "orders": orders}
 
     def _start(self, step: int, checkpoint: str | None) -> None:
         self._step = step
@@ -156,15 +164,22 @@ class Stream:
         return images.permute(0, 3, 1, 2), labels
 
     def _source_images(self, info) -> np.ndarray | torch.Tensor:
-        images = self._windows.gather(info.iteration * self._run_images, self._run_images)
+        count = self._run_images // len(self._windows)  # of each source, in one run
+        parts = [windows.gather(info.iteration * count, count) for windows in self._windows]
+        if len(parts) == 1:
+            images = parts[0]
+        else:  # step by step: so many of the first source, so many of the next
+            images = torch.cat([part.unflatten(0, (self.options.steps_per_run, -1)) for part in parts], 1).flatten(0, 1)
         return images if images.is_cuda else images.numpy()
 
     def _source_draws(self, info) -> list[np.ndarray]:
-        indices = self._windows.indices(info.iteration * self._run_images, self._run_images)
         random = generator(*self._key, DRAWS, info.iteration)
-        y, x = draw_shift(random, len(indices)).astype(np.float32) / (2 * MAX_SHIFT)
-        mirror = random.integers(0, 2, len(indices), np.int32) * np.int32(self.options.flip)
-        return [x, y, mirror, indices if self._labels is None else self._labels[indices]]
+        y, x = draw_shift(random, self._run_images).astype(np.float32) / (2 * MAX_SHIFT)
+        mirror = random.integers(0, 2, self._run_images, np.int32) * np.int32(self.options.flip)
+        if self._labels is None:
+            return [x, y, mirror, np.zeros(self._run_images, np.int64)]
+        indices = self._windows[0].indices(info.iteration * self._run_images, self._run_images)
+        return [x, y, mirror, self._labels[indices]]
 
 
 class SemiSupervisedLoader:
@@ -172,7 +187,8 @@ class SemiSupervisedLoader:
 
     Args:
         labeled: labeled images, shuffled and repeated for ever.
-        unlabeled: images for the proxy branch, their labels ignored; None for no such branch.
+        unlabeled: one or more sets of images for the proxy branch, their labels ignored, each an equal part of every
+            batch; empty for no such branch.
         preprocess: fitted normalisation.
         batch_unlabeled: unlabeled images B a step; there are 6B views of them and 6B labeled images.
         flip: mirror labeled images with probability one half. (The six views contain a flip already.)
@@ -183,15 +199,15 @@ class SemiSupervisedLoader:
         window_images: see StreamOptions.
     """
 
-    def __init__(self, labeled: ShardSet | Subset, unlabeled: ShardSet | None, preprocess: Preprocess, *,
+    def __init__(self, labeled: ShardSet | Subset, unlabeled: Sequence[ShardSet | Subset], preprocess: Preprocess, *,
                  batch_unlabeled: int = 16, flip: bool = True, seed: int = 0, device: torch.device | str = "cpu",
                  noise: float = NOISE, threads: int = 1, window_images: int | None = None):
         device = torch.device(device)
         common = {"seed": seed, "device": device, "threads": threads}
-        self.labeled = Stream(labeled, preprocess, StreamOptions(
+        self.labeled = Stream([labeled], preprocess, StreamOptions(
             batch_unlabeled * VIEWS, views=False, flip=flip, noise=noise, window_images=window_images),
             which=LABELED, **common)
-        self.unlabeled = None if unlabeled is None else Stream(unlabeled, preprocess, StreamOptions(
+        self.unlabeled = None if not unlabeled else Stream(unlabeled, preprocess, StreamOptions(
             batch_unlabeled, views=True, flip=False, noise=noise, window_images=window_images),
             which=UNLABELED, **common)
 

@@ -12,6 +12,7 @@ from pipelines.errors import DataError
 FORMAT = "sesemi-shards"
 VERSION = 1
 MANIFEST = "manifest.json"
+LAYOUTS = ("HWC", "CWH")  # of a raw file
 
 
 @dataclass(frozen=True)
@@ -33,11 +34,31 @@ class Shard:
 
 
 @dataclass(frozen=True)
+class RawFile:
+    """Images used where they lie, in a file of nothing but pixels: ``tiny_images.bin``, say.
+
+    Args:
+        path: absolute; the one file outside the set's folder that a manifest may name.
+        bytes: its size, a multiple of an image's.
+        layout: how an image's bytes run, slowest axis first: ``HWC``, or ``CWH`` as in Tiny Images.
+        ranges: the set's images as [first, last) in the file, ascending.
+        sample_sha256: of images spread evenly over the set, since hashing all of them would take hours.
+    """
+
+    path: str
+    bytes: int
+    layout: str
+    ranges: tuple[tuple[int, int], ...]
+    sample_sha256: str
+
+
+@dataclass(frozen=True)
 class Manifest:
     """What a shard set is, without its pixels.
 
     ``dataset`` is the kind of data (``cifar10``, ``folder``, ...), which chooses the training defaults;
-    ``classes`` is None for an unlabeled set; ``source`` says where the images came from, for people.
+    ``classes`` is None for an unlabeled set; ``source`` says where the images came from, for people. The pixels are
+    in ``shards`` or, for an unlabeled set used in place, in ``raw``.
     """
 
     dataset: str
@@ -47,10 +68,13 @@ class Manifest:
     num_images: int
     shards: tuple[Shard, ...]
     source: dict = field(default_factory=dict)
+    raw: RawFile | None = None
 
     def to_json(self) -> str:
-        head = {"format": FORMAT, "version": VERSION, "layout": "NHWC", "dtype": "uint8"}
-        return json.dumps(head | asdict(self), indent=1)
+        content = {"format": FORMAT, "version": VERSION, "layout": "NHWC", "dtype": "uint8"} | asdict(self)
+        if self.raw is None:
+            del content["raw"]
+        return json.dumps(content, indent=1)
 
     @classmethod
     def from_json(cls, text: str, path: Path) -> "Manifest":
@@ -70,11 +94,14 @@ class Manifest:
             classes = None if raw["classes"] is None else tuple(map(str, raw["classes"]))
             height, width, channels = map(_count, raw["image_shape"])
             manifest = cls(str(raw["dataset"]), str(raw["split"]), classes, (height, width, channels),
-                           _count(raw["num_images"]), shards, dict(raw["source"]))
+                           _count(raw["num_images"]), shards, dict(raw["source"]), _raw_file(raw.get("raw")))
         except (KeyError, TypeError, ValueError) as error:
             raise DataError(f"{path}: damaged manifest ({type(error).__name__}: {error}); "
                             f"prepare the set again") from None
+        manifest._check_raw(path)
         total = sum(shard.count for shard in shards)
+        if manifest.raw is not None:
+            total += sum(last - first for first, last in manifest.raw.ranges)
         if total != manifest.num_images:
             raise DataError(f"{path}: shards hold {total} images, num_images says {manifest.num_images}")
         for shard in shards:
@@ -85,10 +112,27 @@ class Manifest:
                                 f"{shard.count} images of {manifest.image_shape}")
         return manifest
 
+    def _check_raw(self, path: Path) -> None:
+        if self.raw is None:
+            return
+        image_bytes = math.prod(self.image_shape)
+        ends = [end for both in self.raw.ranges for end in both]
+        if self.shards or self.classes is not None:
+            raise DataError(f"{path}: a raw file goes with neither shards nor classes")
+        if self.raw.layout not in LAYOUTS:
+            raise DataError(f"{path}: raw layout {self.raw.layout!r} found, expected one of {', '.join(LAYOUTS)}")
+        if self.raw.bytes % image_bytes:
+            raise DataError(f"{path}: {self.raw.path} of {self.raw.bytes} bytes is no whole number of images of "
+                            f"{image_bytes} bytes")
+        if ends != sorted(ends) or ends[0] < 0 or ends[-1] * image_bytes > self.raw.bytes:
+            raise DataError(f"{path}: ranges that are out of order or leave {self.raw.path}")
+
     @property
     def fingerprint(self) -> str:
         """A hash of the pixels and labels this manifest vouches for: equal for equal data."""
         digest = hashlib.sha256(repr(self.image_shape).encode())
+        if self.raw is not None:
+            digest.update(repr((self.raw.bytes, self.raw.layout, self.raw.ranges, self.raw.sample_sha256)).encode())
         for shard in self.shards:
             digest.update(shard.images.sha256.encode())
             digest.update(shard.labels.sha256.encode() if shard.labels else b"-")
@@ -99,6 +143,17 @@ def _count(value: object) -> int:
     if not isinstance(value, int) or isinstance(value, bool) or not 1 <= value < 2**48:
         raise ValueError(f"found {value!r}, expected a positive integer")
     return value
+
+
+def _raw_file(raw: dict | None) -> RawFile | None:
+    if raw is None:
+        return None
+    path, ranges = str(raw["path"]), tuple((int(first), int(last)) for first, last in raw["ranges"])
+    if not os.path.isabs(path):
+        raise ValueError(f"raw file {path!r} is not an absolute path")
+    if not ranges:
+        raise ValueError("no ranges in the raw file")
+    return RawFile(path, _count(raw["bytes"]), str(raw["layout"]), ranges, str(raw["sample_sha256"]))
 
 
 def _shard_file(raw: dict) -> ShardFile:

@@ -4,15 +4,14 @@
     images-00000.npy ...   uint8, N×H×W×C, in the order of the source
     labels-00000.npy ...   int32, N, where the set has labels
 
-The manifest is written last and the folder renamed into place after it: no manifest, no set.
+The manifest is written last and the folder renamed into place after it: no manifest, no set. Instead of shards, a
+manifest may name a raw file of pixels that is used where it lies.
 """
 
 import hashlib
-import io
 import math
 import os
-import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from functools import cached_property
 from itertools import pairwise
 from pathlib import Path
@@ -20,12 +19,12 @@ from typing import Protocol
 
 import numpy as np
 
-from pipelines.errors import DataError, UsageError
-from pipelines.files import sync_folder, write_atomically
-from pipelines.manifest import MANIFEST, Manifest, Shard, ShardFile
+from pipelines.errors import DataError
+from pipelines.manifest import MANIFEST, Manifest, ShardFile
+from pipelines.sampling import evenly_spread
 
-SHARD_BYTES = 64 * 2**20  # pixels per shard file: large enough to copy fast, small enough to buffer
 LABEL_DTYPE = np.dtype("<i4")
+SAMPLE_IMAGES = 256  # of a raw file that are hashed
 
 
 class ImageSource(Protocol):
@@ -40,11 +39,86 @@ class ImageSource(Protocol):
         ...
 
 
+class Extents:
+    """Images of one size in stretches of files, read by their number; nothing is held but where the stretches are.
+
+    Args:
+        paths: the file of each stretch.
+        offsets: where in the file its first image begins, in bytes (k,).
+        counts: images in it (k,).
+        image_shape: (H, W, C).
+        layout: how an image's bytes run, slowest axis first: ``HWC`` or ``CWH``.
+    """
+
+    def __init__(self, paths: Sequence[Path], offsets: np.ndarray, counts: np.ndarray,
+                 image_shape: tuple[int, int, int], layout: str = "HWC"):
+        self.image_shape = image_shape
+        self._paths, self._offsets, self._layout = paths, offsets, layout
+        self._starts = np.concatenate([[0], np.cumsum(counts)])
+
+    @classmethod
+    def of_raw(cls, path: Path, ranges: np.ndarray, image_shape: tuple[int, int, int], layout: str) -> "Extents":
+        """Images [first, last) of a raw file, by ``ranges`` (k, 2)."""
+        first, last = np.asarray(ranges, dtype=np.int64).T
+        return cls([path] * len(first), first * math.prod(image_shape), last - first, image_shape, layout)
+
+    def __len__(self) -> int:
+        return int(self._starts[-1])
+
+    def read(self, indices: np.ndarray) -> np.ndarray:
+        """Images at ``indices`` (n,), uint8 (n, H, W, C), in the order asked for; ascending runs are one read.
+
+        Plain reads rather than memory maps, so that resident memory does not grow with what has been read.
+
+        Raises:
+            IndexError: an index outside the set.
+            DataError: a file that ends early.
+        """
+        indices = np.asarray(indices, dtype=np.int64)
+        height, width, channels = self.image_shape
+        out = np.empty((len(indices), height * width * channels), np.uint8)
+        if len(indices):
+            if indices.min() < 0 or indices.max() >= len(self):
+                raise IndexError(f"{self._paths[0]}: image index outside 0 to {len(self) - 1}")
+            self._read(indices, out)
+        if self._layout == "CWH":
+            return np.ascontiguousarray(out.reshape(-1, channels, width, height).transpose(0, 3, 2, 1))
+        return out.reshape(-1, height, width, channels)
+
+    def _read(self, indices: np.ndarray, out: np.ndarray) -> None:
+        stretches = np.searchsorted(self._starts, indices, side="right") - 1
+        offsets = self._offsets[stretches] + (indices - self._starts[stretches]) * out.shape[1]
+        breaks = np.flatnonzero((np.diff(indices) != 1) | (np.diff(stretches) != 0)) + 1
+        opened, descriptor = None, -1
+        try:
+            for first, last in pairwise([0, *breaks.tolist(), len(indices)]):
+                path = self._paths[stretches[first]]
+                if path is not opened:
+                    if descriptor >= 0:
+                        os.close(descriptor)
+                    opened, descriptor = None, -1
+                    opened, descriptor = path, os.open(path, os.O_RDONLY)
+                view, offset = memoryview(out[first:last].reshape(-1)), int(offsets[first])
+                while view:
+                    got = os.preadv(descriptor, [view], offset)
+                    if got == 0:
+                        raise DataError(f"{path}: ends early; python -m tools.verify checks a set")
+                    view, offset = view[got:], offset + got
+        finally:
+            if descriptor >= 0:
+                os.close(descriptor)
+
+
+def sample_hash(images: ImageSource) -> str:
+    """SHA-256 of at most 256 images spread evenly over a source: what stands for a raw file too large to hash."""
+    count = min(SAMPLE_IMAGES, len(images))
+    return hashlib.sha256(images.read(evenly_spread(0, count, len(images), count)).tobytes()).hexdigest()
+
+
 class ShardSet:
     """A prepared set, opened: sizes checked, nothing loaded.
 
-    Holds the manifest only; pixels are read when asked for, with plain reads rather than memory maps, so that
-    resident memory does not grow with what has been read.
+    Holds the manifest only; pixels are read when asked for.
 
     Raises:
         DataError: no manifest, a damaged one, or a shard file that is missing or has another size.
@@ -64,10 +138,8 @@ class ShardSet:
         self.image_shape = self.manifest.image_shape
         self.classes = self.manifest.classes
         self.fingerprint = self.manifest.fingerprint
-        self._starts = np.cumsum([0] + [shard.count for shard in self.manifest.shards])
-        for shard in self.manifest.shards:
-            for file in filter(None, (shard.images, shard.labels)):
-                self._check_size(file)
+        self._check_sizes()
+        self._extents = self._find_extents()
 
     def __len__(self) -> int:
         return self.manifest.num_images
@@ -86,60 +158,50 @@ class ShardSet:
         return labels
 
     def read(self, indices: np.ndarray) -> np.ndarray:
-        """Images at ``indices`` (n,), uint8 (n, H, W, C), in the order asked for; ascending runs are one read."""
-        indices = np.asarray(indices, dtype=np.int64)
-        out = np.empty((len(indices), *self.image_shape), np.uint8)
-        if not len(indices):
-            return out
-        if indices.min() < 0 or indices.max() >= len(self):
-            raise IndexError(f"{self.path}: image index outside 0 to {len(self) - 1}")
-        shards = np.searchsorted(self._starts, indices, side="right") - 1
-        breaks = np.flatnonzero((np.diff(indices) != 1) | (np.diff(shards) != 0)) + 1
-        bounds = [0, *breaks.tolist(), len(indices)]
-        opened, descriptor = -1, -1
-        try:
-            for first, last in pairwise(bounds):
-                number = int(shards[first])
-                if number != opened:
-                    if descriptor >= 0:
-                        os.close(descriptor)
-                    descriptor = -1
-                    descriptor = os.open(self._file(number), os.O_RDONLY)
-                    opened = number
-                self._read_run(descriptor, number, int(indices[first] - self._starts[number]), out[first:last])
-        finally:
-            if descriptor >= 0:
-                os.close(descriptor)
-        return out
+        """Images at ``indices`` (n,), uint8 (n, H, W, C), in the order asked for; see ``Extents.read``."""
+        return self._extents.read(indices)
 
-    def _file(self, number: int) -> Path:
-        return self.path / self.manifest.shards[number].images.name
+    @property
+    def bytes_to_verify(self) -> int:
+        """Bytes that ``damage`` reads."""
+        if self.manifest.raw is not None:
+            return min(SAMPLE_IMAGES, len(self)) * math.prod(self.image_shape)
+        return sum(file.bytes for file in self._files())
 
-    def _read_run(self, descriptor: int, number: int, first: int, out: np.ndarray) -> None:
-        shard = self.manifest.shards[number]
+    def _files(self) -> list[ShardFile]:
+        return [file for shard in self.manifest.shards for file in (shard.images, shard.labels) if file]
+
+    def _find_extents(self) -> Extents:
+        raw, shards = self.manifest.raw, self.manifest.shards
+        if raw is not None:
+            return Extents.of_raw(Path(raw.path), np.array(raw.ranges), self.image_shape, raw.layout)
         image_bytes = math.prod(self.image_shape)
-        offset = shard.images.bytes - shard.count * image_bytes + first * image_bytes  # the pixels end the file
-        view = memoryview(out.reshape(-1))
-        while view:
-            got = os.preadv(descriptor, [view], offset)
-            if got == 0:
-                raise DataError(f"{self._file(number)}: ends early; python -m tools.verify {self.path} checks the set")
-            view, offset = view[got:], offset + got
+        counts = np.array([shard.count for shard in shards])
+        ends = np.array([shard.images.bytes for shard in shards])  # the pixels end the file
+        return Extents([self.path / shard.images.name for shard in shards], ends - counts * image_bytes, counts,
+                       self.image_shape)
 
-    def _check_size(self, file: ShardFile) -> None:
-        path = self.path / file.name
-        try:
-            size = path.stat().st_size
-        except FileNotFoundError:
-            raise DataError(f"{path}: missing; prepare the set again") from None
-        if size != file.bytes:
-            raise DataError(f"{path}: {size} bytes found, {file.bytes} expected; prepare the set again")
+    def _check_sizes(self) -> None:
+        files = [(self.path / file.name, file.bytes) for file in self._files()]
+        if self.manifest.raw is not None:
+            files.append((Path(self.manifest.raw.path), self.manifest.raw.bytes))
+        for path, expected in files:
+            try:
+                size = path.stat().st_size
+            except FileNotFoundError:
+                raise DataError(f"{path}: missing; prepare the set again") from None
+            if size != expected:
+                raise DataError(f"{path}: {size} bytes found, {expected} expected; prepare the set again")
 
     def damage(self, progress: Callable[[int], object] = lambda count: None) -> Iterator[str]:
-        """Recount and rehash every file; yields one line for each that is not as written.
+        """Recount and rehash every file, of a raw one a sample; yields one line for each that is not as written.
 
         ``progress`` is called with the bytes of each piece hashed.
         """
+        if self.manifest.raw is not None:
+            if sample_hash(self) != self.manifest.raw.sample_sha256:
+                yield f"{self.manifest.raw.path}: a sample of its images is not as it was; prepare the set again"
+            progress(self.bytes_to_verify)
         for shard in self.manifest.shards:
             for file, dtype, shape in ((shard.images, np.uint8, (shard.count, *self.image_shape)),
                                        (shard.labels, LABEL_DTYPE, (shard.count,))):
@@ -163,6 +225,14 @@ class ShardSet:
                 _ = self.labels
             except DataError as error:
                 yield str(error)
+
+
+def find_sets(path: Path) -> list[Path]:
+    """The shard sets at ``path``: itself, or ``train``, ``test``, ... inside it. DataError where there is none."""
+    sets = sorted(manifest.parent for manifest in [path / MANIFEST, *path.glob(f"*/{MANIFEST}")] if manifest.exists())
+    if not sets:
+        raise DataError(f"{path}: no shard set here ({MANIFEST} not found); python -m tools.prepare makes one")
+    return sets
 
 
 class Subset:
@@ -196,108 +266,3 @@ def load_array(path: Path, dtype: np.dtype | type, shape: tuple[int, ...]) -> np
     if array.dtype != dtype or array.shape != shape:
         raise DataError(f"{path}: {array.dtype} {array.shape} found, {np.dtype(dtype)} {shape} expected")
     return array
-
-
-class ShardWriter:
-    """Write a shard set into ``path``, in the order of ``append``; one shard is held in memory.
-
-    Use as a context manager. Everything goes to ``path``.partial; after ``finish()`` leaving the context renames
-    that folder to ``path``. Leaving it otherwise, or by an exception, removes what was written.
-
-    Raises:
-        UsageError: ``path`` exists and ``replace`` is False.
-        DataError: images of another shape or type, labels out of range or absent, or no image at all.
-    """
-
-    def __init__(self, path: Path | str, *, dataset: str, split: str, image_shape: tuple[int, int, int],
-                 classes: tuple[str, ...] | None, source: dict, replace: bool = False,
-                 shard_bytes: int = SHARD_BYTES):
-        self.path = Path(path)
-        self.partial = self.path.with_name(self.path.name + ".partial")
-        self.num_images = 0
-        self._fields = {"dataset": dataset, "split": split, "image_shape": tuple(image_shape),
-                        "classes": classes, "source": source}
-        self._image_shape, self._classes = tuple(image_shape), classes
-        self._replace = replace
-        self._shards: list[Shard] = []
-        self._finished = False
-        self._fill = 0
-        capacity = max(1, shard_bytes // math.prod(image_shape))
-        self._images = np.empty((capacity, *image_shape), np.uint8)
-        self._labels = None if classes is None else np.empty(capacity, LABEL_DTYPE)
-
-    def __enter__(self) -> "ShardWriter":
-        if self.path.exists() and not self._replace:
-            raise UsageError(f"{self.path} exists already; --force replaces it")
-        if self.partial.exists():
-            shutil.rmtree(self.partial)  # what a killed conversion left
-        self.partial.mkdir(parents=True)
-        return self
-
-    def append(self, images: np.ndarray, labels: np.ndarray | None = None) -> None:
-        """Add images, uint8 (n, H, W, C), and their labels (n,) where the set has classes."""
-        if images.dtype != np.uint8 or images.shape[1:] != self._image_shape:
-            raise DataError(f"{self.path}: images {images.dtype} {images.shape[1:]} found, "
-                            f"uint8 {self._image_shape} expected")
-        if self._classes is not None:
-            labels = np.asarray(labels)
-            if labels.shape != (len(images),):
-                raise DataError(f"{self.path}: {labels.shape} labels found for {len(images)} images")
-            if len(labels) and (labels.min() < 0 or labels.max() >= len(self._classes)):
-                raise DataError(f"{self.path}: labels {labels.min()} to {labels.max()} found, "
-                                f"0 to {len(self._classes) - 1} expected")
-        done = 0
-        while done < len(images):
-            take = min(len(images) - done, len(self._images) - self._fill)
-            self._images[self._fill:self._fill + take] = images[done:done + take]
-            if self._labels is not None:
-                self._labels[self._fill:self._fill + take] = labels[done:done + take]
-            self._fill += take
-            done += take
-            if self._fill == len(self._images):
-                self._flush()
-        self.num_images += len(images)
-
-    def finish(self) -> Manifest:
-        """Write the last shard and then the manifest; the set appears when the context is left."""
-        if self._fill:
-            self._flush()
-        if not self.num_images:
-            raise DataError(f"{self.path}: no images found for split {self._fields['split']!r}")
-        manifest = Manifest(num_images=self.num_images, shards=tuple(self._shards), **self._fields)
-        write_atomically(self.partial / MANIFEST, lambda file: file.write(manifest.to_json().encode()))
-        self._finished = True
-        return manifest
-
-    def __exit__(self, kind, value, traceback) -> None:
-        if kind is not None or not self._finished:
-            shutil.rmtree(self.partial, ignore_errors=True)
-            return
-        old = self.path.with_name(self.path.name + ".old")
-        if self.path.exists():
-            os.replace(self.path, old)
-        os.replace(self.partial, self.path)
-        sync_folder(self.path.parent)
-        shutil.rmtree(old, ignore_errors=True)
-
-    def _flush(self) -> None:
-        number = len(self._shards)
-        images = self._write(f"images-{number:05d}.npy", self._images[:self._fill])
-        labels = None
-        if self._labels is not None:
-            labels = self._write(f"labels-{number:05d}.npy", self._labels[:self._fill])
-        self._shards.append(Shard(self._fill, images, labels))
-        self._fill = 0
-
-    def _write(self, name: str, array: np.ndarray) -> ShardFile:
-        header = io.BytesIO()
-        np.lib.format.write_array_header_1_0(header, np.lib.format.header_data_from_array_1_0(array))
-        pixels = memoryview(np.ascontiguousarray(array)).cast("B")
-        digest = hashlib.sha256(header.getvalue())
-        digest.update(pixels)
-        with open(self.partial / name, "wb") as file:
-            file.write(header.getvalue())
-            file.write(pixels)
-            file.flush()
-            os.fsync(file.fileno())
-        return ShardFile(name, len(header.getvalue()) + len(pixels), digest.hexdigest())

@@ -1,4 +1,4 @@
-"""Global contrast normalisation and ZCA: fitted in one streaming pass, applied to batches on the device.
+"""GCN, ZCA and standardisation: fitted in one streaming pass, applied to batches on the device.
 
 Reference: ``global_contrast_normalize`` and ``zca_whitener`` of vuptran/sesemi's utils.py.
 """
@@ -25,8 +25,8 @@ GCN_VALUES = 32 * 32 * 3
 ZCA_REGULARISER = 0.1  # added to the covariance's diagonal
 EPSILON = 1e-10
 FIT_IMAGES = 1_000_000  # ZCA is fitted on at most so many, evenly spread
-FIT_CHUNK = 1024
-KINDS = ("gcn", "zca")
+FIT_CHUNK_VALUES = 1024 * GCN_VALUES  # taken at a time: 1,024 images of 32×32, fewer of larger ones
+KINDS = ("gcn", "zca", "standardize")
 
 
 def gcn(images: torch.Tensor) -> torch.Tensor:
@@ -59,38 +59,43 @@ class Preprocess:
     """What is the same for every pass over an image: uint8 pixels to normalised float32 pixels.
 
     Args:
-        kind: ``gcn``, or ``zca`` (GCN first).
+        kind: ``gcn``; ``zca`` (GCN first); or ``standardize``: each channel to mean 0 and deviation 1 over the set.
         image_shape: (H, W, C).
-        mean, matrix: float32 (D,) and (D, D) for ``zca``, with D = H·W·C flattened in that order.
-        fitted_on: what the matrix was fitted on, for the file.
+        fitted: what was fitted, float32: for ``zca`` ``mean`` (D,) and ``matrix`` (D, D), with D = H·W·C flattened in
+            that order; for ``standardize`` ``mean`` (C,) and ``deviation`` (C,), in pixel values; nothing for ``gcn``.
+        fitted_on: what it was fitted on, for the file.
     """
 
-    def __init__(self, kind: str, image_shape: tuple[int, int, int], mean: torch.Tensor | None = None,
-                 matrix: torch.Tensor | None = None, fitted_on: dict | None = None):
-        if kind not in KINDS or (kind == "zca") != (matrix is not None):
-            raise ValueError(f"preprocess {kind!r}, expected one of {KINDS}, and a matrix for zca alone")
-        self.kind, self.image_shape, self.fitted_on = kind, tuple(image_shape), fitted_on or {}
-        self._mean, self._matrix = mean, matrix
+    def __init__(self, kind: str, image_shape: tuple[int, int, int], fitted: dict[str, torch.Tensor] | None = None,
+                 fitted_on: dict | None = None):
+        self.kind, self.image_shape = kind, tuple(image_shape)
+        self.fitted, self.fitted_on = fitted or {}, fitted_on or {}
+        size = math.prod(self.image_shape)
+        expected = {"gcn": {}, "zca": {"mean": (size,), "matrix": (size, size)},
+                    "standardize": {"mean": self.image_shape[2:], "deviation": self.image_shape[2:]}}
+        found = {name: tuple(tensor.shape) for name, tensor in self.fitted.items()}
+        if kind not in KINDS or found != expected[kind]:
+            raise ValueError(f"preprocess {kind!r} with {found}, expected one of {KINDS} with what it needs")
 
     def to(self, device: torch.device | str) -> "Preprocess":
-        """The same preprocessing with its matrix on ``device``."""
-        if self._matrix is None:
-            return self
-        return Preprocess(self.kind, self.image_shape, self._mean.to(device), self._matrix.to(device), self.fitted_on)
+        """The same preprocessing with its tensors on ``device``."""
+        return Preprocess(self.kind, self.image_shape, {name: t.to(device) for name, t in self.fitted.items()},
+                          self.fitted_on)
 
     def __call__(self, images: torch.Tensor) -> torch.Tensor:
         """uint8 (n, H, W, C) to float32 (n, H, W, C), on the device of both."""
+        if self.kind == "standardize":
+            return (images.to(torch.float32) - self.fitted["mean"]) / self.fitted["deviation"]
         flat = gcn(images)
-        if self._matrix is not None:
-            flat = (flat - self._mean) @ self._matrix
+        if self.kind == "zca":
+            flat = (flat - self.fitted["mean"]) @ self.fitted["matrix"]
         return flat.reshape(images.shape)
 
     def save(self, path: Path) -> None:
         """Write everything to one .npz, atomically."""
         arrays = {"kind": np.array(self.kind), "image_shape": np.array(self.image_shape),
                   "fitted_on": np.array(json.dumps(self.fitted_on))}
-        if self._matrix is not None:
-            arrays |= {"mean": self._mean.cpu().numpy(), "matrix": self._matrix.cpu().numpy()}
+        arrays |= {name: tensor.cpu().numpy() for name, tensor in self.fitted.items()}
         write_atomically(path, lambda file: np.savez(file, **arrays))
 
     @classmethod
@@ -99,12 +104,9 @@ class Preprocess:
         try:
             with np.load(path, allow_pickle=False) as file:
                 shape = tuple(int(n) for n in file["image_shape"])
-                tensors = {}
-                if "matrix" in file:
-                    size = math.prod(shape)
-                    tensors = {"mean": torch.from_numpy(file["mean"].reshape(size)),
-                               "matrix": torch.from_numpy(file["matrix"].reshape(size, size))}
-                return cls(str(file["kind"]), shape, **tensors, fitted_on=json.loads(str(file["fitted_on"])))
+                fitted = {name: torch.from_numpy(file[name]) for name in file.files
+                          if name not in ("kind", "image_shape", "fitted_on")}
+                return cls(str(file["kind"]), shape, fitted, json.loads(str(file["fitted_on"])))
         except FileNotFoundError:
             raise DataError(f"{path}: missing; it holds the whitening this run was trained with") from None
         except (ValueError, KeyError, OSError, EOFError, zipfile.BadZipFile) as error:
@@ -113,64 +115,84 @@ class Preprocess:
 
 def prepare(kind: str, sets: Sequence[ShardSet], device: torch.device | str = "cpu",
             progress: bool = True) -> Preprocess:
-    """The preprocessing for training on ``sets``: nothing to fit for GCN; ZCA from the cache or fitted now.
+    """The preprocessing for training on ``sets``: nothing to fit for GCN; else from the cache or fitted now.
 
     A fit is kept beside the first set's shards, where that is writable, under a name that belongs to the pixels
     it was fitted on: a set that was prepared anew is fitted anew.
     """
     shape = sets[0].image_shape
-    if kind != "zca":
+    if kind == "gcn":
         return Preprocess(kind, shape)
     fitted_on = {"sets": [str(s.path) for s in sets], "fingerprints": [s.fingerprint for s in sets],
                  "images": [len(s) for s in sets], "at_most": FIT_IMAGES}
     key = hashlib.sha256("".join([*fitted_on["fingerprints"], str(FIT_IMAGES)]).encode()).hexdigest()[:12]
-    cache = sets[0].path / f"zca-{key}.npz"
+    cache = sets[0].path / f"{kind}-{key}.npz"
     if cache.exists():
         loaded = Preprocess.load(cache)
         if loaded.fitted_on.get("fingerprints") != fitted_on["fingerprints"] or loaded.image_shape != shape:
             raise DataError(f"{cache}: fitted on other data than {sets[0].path}; delete it to have it fitted again")
         return loaded
-    mean, matrix = fit_zca(sets, device, progress)
-    fitted = Preprocess("zca", shape, mean, matrix, fitted_on)
+    fit = fit_zca if kind == "zca" else fit_standardize
+    fitted = Preprocess(kind, shape, fit(sets, device, progress), fitted_on)
     with suppress(OSError):  # shards on a read-only disk: the run keeps its own copy
         fitted.save(cache)
     return fitted
 
 
 def fit_zca(sets: Sequence[ShardSet], device: torch.device | str = "cpu",
-            progress: bool = False) -> tuple[torch.Tensor, torch.Tensor]:
+            progress: bool = False) -> dict[str, torch.Tensor]:
     """Fit ZCA on all images of ``sets`` (at most a million, evenly spread) in one pass, in float64.
 
     Memory is that of a chunk and three D×D matrices, however many images.
 
     Returns:
-        mean (D,) and whitening matrix (D, D), float32, on the CPU.
+        ``mean`` (D,) and whitening ``matrix`` (D, D), float32, on the CPU.
     """
     size = math.prod(sets[0].image_shape)
     total = torch.zeros(size, dtype=torch.float64, device=device)
     moment = torch.zeros(size, size, dtype=torch.float64, device=device)
     count = 0
-    images = min(FIT_IMAGES, sum(map(len, sets)))
-    with progress_bar(images, " images", "fitting ZCA", disable=not progress) as bar:
-        for chunk in _fit_chunks(sets, images):
-            flat = gcn(torch.from_numpy(chunk).to(device)).to(torch.float64)
-            total += flat.sum(dim=0)
-            moment.addmm_(flat.T, flat)
-            count += len(flat)
-            bar.update(len(flat))
+    for chunk in _fit_chunks(sets, "fitting ZCA", progress):
+        flat = gcn(torch.from_numpy(chunk).to(device)).to(torch.float64)
+        total += flat.sum(dim=0)
+        moment.addmm_(flat.T, flat)
+        count += len(flat)
     mean = total / count
     covariance = moment.sub_(torch.outer(mean, mean), alpha=count).div_(max(1, count - 1))
-    return mean.to("cpu", torch.float32), zca_matrix(covariance).to("cpu", torch.float32)
+    return {"mean": mean.to("cpu", torch.float32), "matrix": zca_matrix(covariance).to("cpu", torch.float32)}
 
 
-def _fit_chunks(sets: Sequence[ShardSet], images: int) -> Iterator[np.ndarray]:
-    """The images to fit on, uint8 (n, H, W, C), spread evenly over all sets taken end to end."""
+def fit_standardize(sets: Sequence[ShardSet], device: torch.device | str = "cpu",
+                    progress: bool = False) -> dict[str, torch.Tensor]:
+    """Each channel's ``mean`` and ``deviation`` (C,) over all pixels of ``sets``, in pixel values; one pass.
+
+    On at most a million images, evenly spread. A channel of one value has deviation 1.
+    """
+    channels = sets[0].image_shape[2]
+    sums = torch.zeros(2, channels, dtype=torch.float64, device=device)
+    count = 0
+    for chunk in _fit_chunks(sets, "fitting channels", progress):
+        pixels = torch.from_numpy(chunk).to(device).reshape(-1, channels).to(torch.float64)
+        sums += torch.stack([pixels.sum(dim=0), pixels.square().sum(dim=0)])
+        count += len(pixels)
+    mean = sums[0] / count
+    deviation = (sums[1] / count - mean.square()).clamp(min=0).sqrt()
+    deviation = torch.where(deviation < EPSILON, torch.ones_like(deviation), deviation)
+    return {"mean": mean.to("cpu", torch.float32), "deviation": deviation.to("cpu", torch.float32)}
+
+
+def _fit_chunks(sets: Sequence[ShardSet], description: str, progress: bool) -> Iterator[np.ndarray]:
+    """The images to fit on, uint8 (n, H, W, C): at most FIT_IMAGES, spread evenly over all sets taken end to end."""
     size = sum(map(len, sets))
-    for first in range(0, images, FIT_CHUNK):
-        indices = evenly_spread(first, min(first + FIT_CHUNK, images), size, images)
-        start = 0
-        for shard_set in sets:
-            inside = indices[(indices >= start) & (indices < start + len(shard_set))] - start
-            if len(inside):
-                yield shard_set.read(inside)
-            start += len(shard_set)
+    images = min(FIT_IMAGES, size)
+    step = max(1, FIT_CHUNK_VALUES // math.prod(sets[0].image_shape))
+    with progress_bar(images, " images", description, disable=not progress) as bar:
+        for first in range(0, images, step):
+            indices = evenly_spread(first, min(first + step, images), size, images)
+            start = 0
+            for shard_set in sets:
+                inside = indices[(indices >= start) & (indices < start + len(shard_set))] - start
+                if len(inside):
+                    yield shard_set.read(inside)
+                    bar.update(len(inside))
+                start += len(shard_set)

@@ -10,7 +10,8 @@ import pytest
 import torch
 
 from pipelines import errors
-from pipelines.shards import ShardSet, ShardWriter
+from pipelines.shards import ShardSet
+from pipelines.writer import ShardWriter
 
 LAYOUTS = Path(__file__).parents[2] / "shared" / "data" / "make_layouts.py"
 

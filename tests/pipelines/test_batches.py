@@ -47,7 +47,7 @@ def toy(tmp_path_factory):
 
 
 def loader(shard_set, kind="zca", labeled=None, **options) -> SemiSupervisedLoader:
-    return SemiSupervisedLoader(labeled or shard_set, shard_set, prepare(kind, [shard_set], progress=False),
+    return SemiSupervisedLoader(labeled or shard_set, [shard_set], prepare(kind, [shard_set], progress=False),
                                 **{"batch_unlabeled": 4, "window_images": 32, **options})
 
 
@@ -104,7 +104,7 @@ def test_noise_is_fresh_and_shared_by_the_views(toy, in_graph):
 
     def stream(noise: float) -> Stream:
         options = StreamOptions(7, views=True, flip=False, noise=noise, window_images=32)
-        return Stream(shard_set, preprocess, options, seed=4, which=UNLABELED_STREAM, device=torch.device("cpu"),
+        return Stream([shard_set], preprocess, options, seed=4, which=UNLABELED_STREAM, device=torch.device("cpu"),
                       in_graph=in_graph)
     plain, noisy = stream(0), stream(0.15)
     drawn = []

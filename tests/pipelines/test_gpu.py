@@ -12,7 +12,7 @@ pytestmark = pytest.mark.gpu
 
 def stream(small_set, device: str, which=UNLABELED, noise=0.15) -> Stream:
     options = StreamOptions(10, views=which == UNLABELED, flip=which == LABELED, noise=noise, window_images=64)
-    return Stream(small_set, prepare("zca", [small_set], progress=False), options, seed=1, which=which,
+    return Stream([small_set], prepare("zca", [small_set], progress=False), options, seed=1, which=which,
                   device=torch.device(device))
 
 

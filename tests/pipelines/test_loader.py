@@ -12,7 +12,7 @@ PREPROCESS = Preprocess("gcn", (8, 8, 3))
 
 def stream(small_set, seed=1, in_graph=None, **options) -> Stream:
     options = {"batch": 10, "views": True, "flip": False, "window_images": 64, "steps_per_run": 4, **options}
-    return Stream(small_set, PREPROCESS, StreamOptions(**options), seed=seed, which=UNLABELED,
+    return Stream([small_set], PREPROCESS, StreamOptions(**options), seed=seed, which=UNLABELED,
                   device=torch.device("cpu"), in_graph=in_graph)
 
 
@@ -51,13 +51,13 @@ def test_a_resumed_stream_loads_only_what_it_delivers(small_set):
     state = one.state_dict()
     one.close()
     other = stream(small_set)
-    load = other._windows._load
-    other._windows._load = lambda epoch, window: reads.append((epoch, window)) or load(epoch, window)
+    load = other._windows[0]._load
+    other._windows[0]._load = lambda epoch, window: reads.append((epoch, window)) or load(epoch, window)
     other.load_state_dict(state)
     take(other, 8)
     position, ahead = 20 * 10, (20 + 8 + 2 * 4) * 10  # two runs of four steps are prepared ahead
-    needed = {(s.epoch, s.window) for s in other.order.segments(position, ahead - position)}
-    following = max(needed)[0] + (max(needed)[1] + 1) // other.order.windows, (max(needed)[1] + 1) % 5
+    needed = {(s.epoch, s.window) for s in other.orders[0].segments(position, ahead - position)}
+    following = max(needed)[0] + (max(needed)[1] + 1) // other.orders[0].windows, (max(needed)[1] + 1) % 5
     assert set(reads) <= needed | {following}
     assert len(reads) == len(set(reads))
     assert (0, 0) not in reads
@@ -84,7 +84,8 @@ def test_batches_are_the_caller_s(small_set):
 
 
 def test_streams_and_seeds_are_independent(small_set):
-    feeds = [SemiSupervisedLoader(small_set, small_set, PREPROCESS, batch_unlabeled=4, seed=seed) for seed in (0, 0, 1)]
+    feeds = [SemiSupervisedLoader(small_set, [small_set], PREPROCESS, batch_unlabeled=4, seed=seed)
+             for seed in (0, 0, 1)]
     first = [next(feed) for feed in feeds]
     assert torch.equal(first[0].labeled.images, first[1].labeled.images)
     assert not torch.equal(first[0].labeled.labels, first[2].labeled.labels)
@@ -94,8 +95,8 @@ def test_streams_and_seeds_are_independent(small_set):
 
 
 def test_supervised_has_no_unlabeled_branch(small_set):
-    feed = SemiSupervisedLoader(small_set, None, PREPROCESS, batch_unlabeled=4)
-    with_branch = SemiSupervisedLoader(small_set, small_set, PREPROCESS, batch_unlabeled=4)
+    feed = SemiSupervisedLoader(small_set, [], PREPROCESS, batch_unlabeled=4)
+    with_branch = SemiSupervisedLoader(small_set, [small_set], PREPROCESS, batch_unlabeled=4)
     batch = next(feed)
     assert batch.unlabeled is None
     assert torch.equal(batch.labeled.images, next(with_branch).labeled.images)  # the rest is equal

@@ -8,7 +8,8 @@ import pytest
 
 from pipelines.errors import DataError, UsageError
 from pipelines.manifest import MANIFEST
-from pipelines.shards import ShardSet, ShardWriter, Subset
+from pipelines.shards import ShardSet, Subset
+from pipelines.writer import ShardWriter
 from tests.conftest import random_images, write_set
 
 

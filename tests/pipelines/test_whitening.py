@@ -59,14 +59,14 @@ def test_zca_is_the_reference_s(tmp_path):
 
 def test_fit_on_a_bounded_number_is_evenly_spread(tmp_path, monkeypatch):
     monkeypatch.setattr(whitening, "FIT_IMAGES", 100)
-    monkeypatch.setattr(whitening, "FIT_CHUNK", 7)
+    monkeypatch.setattr(whitening, "FIT_CHUNK_VALUES", 7 * 6 * 6 * 3)
     images = random_images(330, 6)
     parts = [write_set(tmp_path / "a", images[:230]), write_set(tmp_path / "b", images[230:])]
-    mean, matrix = whitening.fit_zca(parts)
+    fitted = whitening.fit_zca(parts)
     flat = reference_gcn(images[[i * 330 // 100 for i in range(100)]])
     expected_mean, expected = reference_zca(flat)
-    assert np.allclose(mean, expected_mean, atol=1e-6)
-    assert close(matrix, expected)
+    assert np.allclose(fitted["mean"], expected_mean, atol=1e-6)
+    assert close(fitted["matrix"], expected)
 
 
 def test_fit_is_kept_beside_the_shards_and_redone_for_other_data(tmp_path, monkeypatch):
