@@ -5,10 +5,9 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from pipelines import errors
-from pipelines.errors import DataError, Parser
-from pipelines.manifest import MANIFEST
+from pipelines.errors import Parser
 from pipelines.progress import progress_bar
-from pipelines.shards import ShardSet
+from pipelines.shards import SAMPLE_IMAGES, ShardSet, find_sets
 
 EXAMPLE = """example:
   python -m tools.verify shards/cifar10
@@ -20,20 +19,19 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = Parser(prog="python -m tools.verify", description=__doc__, epilog=EXAMPLE)
     parser.add_argument("path", type=Path, help="a folder with train/ and test/, or one shard set")
     path = parser.parse_args(argv).path
-    sets = sorted(manifest.parent for manifest in [path / MANIFEST, *path.glob(f"*/{MANIFEST}")] if manifest.exists())
-    if not sets:
-        raise DataError(f"{path}: no shard set here ({MANIFEST} not found); python -m tools.prepare makes one")
     damaged = 0
-    for set_path in sets:
+    for set_path in find_sets(path):
         shard_set = ShardSet(set_path)
-        size = sum(file.bytes for shard in shard_set.manifest.shards for file in (shard.images, shard.labels) if file)
-        with progress_bar(size, "B", str(set_path), unit_scale=True) as bar:
+        with progress_bar(shard_set.bytes_to_verify, "B", str(set_path), unit_scale=True) as bar:
             damage = list(shard_set.damage(bar.update))
         for line in damage:
             print(f"error: {line}", file=sys.stderr)
         damaged += bool(damage)
         if not damage:
-            print(f"{set_path}: {len(shard_set):,} images in {len(shard_set.manifest.shards)} shards, as written")
+            raw = shard_set.manifest.raw
+            where = f"{len(shard_set.manifest.shards)} shards, as written" if raw is None else \
+                f"{raw.path}, its size and a sample of {min(SAMPLE_IMAGES, len(shard_set))} images as they were"
+            print(f"{set_path}: {len(shard_set):,} images in {where}")
     return 1 if damaged else 0
 
 

@@ -8,7 +8,7 @@ from pipelines.shards import ShardSet
 from tests.conftest import random_images
 from tools import prepare
 from tools.sources import digits
-from tools.sources.folder import load_image
+from tools.sources.images import load_image
 
 
 def save(path, pixels, **options):

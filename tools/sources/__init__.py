@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from pathlib import Path
 
 import numpy as np
 
@@ -9,8 +10,17 @@ Batches = Iterator[tuple[np.ndarray, np.ndarray | None]]
 
 
 @dataclass(frozen=True)
+class InPlace:
+    """A raw file of pixels that a split can be used from without a copy; see ``ShardWriter.finish_in_place``."""
+
+    path: Path
+    ranges: np.ndarray
+    layout: str
+
+
+@dataclass(frozen=True)
 class Split:
-    """One split of a dataset: ``train`` or ``test``.
+    """One split of a dataset: ``train``, ``test``, or unlabeled extra images.
 
     ``batches()`` yields uint8 images (n, H, W, C) and their labels (n,), None for an unlabeled set, in source order.
     ``num_images`` is for the progress bar; None where counting would mean reading.
@@ -20,6 +30,7 @@ class Split:
     num_images: int | None
     batches: Callable[[], Batches]
     classes: tuple[str, ...] | None
+    in_place: InPlace | None = None
 
 
 @dataclass(frozen=True)

@@ -2,18 +2,11 @@
 
 import os
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-import numpy as np
-from PIL import Image, ImageOps
-
 from pipelines.errors import DataError
-from tools.sources import Batches, Source, Split
-
-EXTENSIONS = frozenset({".png", ".jpg", ".jpeg", ".bmp", ".gif", ".webp", ".tif", ".tiff", ".ppm", ".pgm"})
-TEST_NAMES = ("test", "val", "valid", "validation")
-CHUNK = 256  # images decoded at a time
+from tools.sources import Source, Split
+from tools.sources.images import EXTENSIONS, RESIZED, TEST_NAMES, Item, decoded, image_names
 
 
 def read(path: Path, size: int) -> Source:
@@ -46,7 +39,7 @@ def read(path: Path, size: int) -> Source:
                 if unknown:
                     raise DataError(f"{test / unknown[0]}: class not found in {path / 'train'}")
                 splits.append(_labeled("test", test, classes, size))
-    origin = {"path": str(path.resolve()), "resized": f"centre square, {size}×{size}, bicubic with antialiasing"}
+    origin = {"path": str(path.resolve()), "resized": RESIZED.format(size)}
     return Source("folder", (size, size, 3), tuple(splits), origin)
 
 
@@ -55,51 +48,12 @@ def _labeled(name: str, path: Path, classes: tuple[str, ...], size: int) -> Spli
 
 
 def _split(name: str, folders: list[Path], classes: tuple[str, ...] | None, size: int) -> Split:
-    def batches() -> Batches:
-        with ThreadPoolExecutor(os.cpu_count()) as pool:  # Pillow decodes outside Python's lock
-            for label, folder in enumerate(folders):
-                names = image_names(folder)
-                for first in range(0, len(names), CHUNK):
-                    paths = [folder / name for name in names[first:first + CHUNK]]
-                    images = np.stack(list(pool.map(lambda path: load_image(path, size), paths)))
-                    yield images, None if classes is None else np.full(len(images), label)
+    def items() -> Iterator[Item]:
+        for label, folder in enumerate(folders):
+            for file in image_names(folder):
+                yield Item(str(folder / file), folder / file, label if classes else None)
     count = sum(len(image_names(folder)) for folder in folders)
     if not count:
         raise DataError(f"{folders[0].parent if classes else folders[0]}: no images found "
                         f"({', '.join(sorted(EXTENSIONS))})")
-    return Split(name, count, batches, classes)
-
-
-def image_names(folder: Path) -> list[str]:
-    """Names of the image files directly in a folder, sorted; empty where there is no such folder."""
-    def names() -> Iterator[str]:
-        with os.scandir(folder) as entries:
-            for entry in entries:
-                if os.path.splitext(entry.name)[1].lower() in EXTENSIONS and entry.is_file():
-                    yield entry.name
-    return sorted(names()) if folder.is_dir() else []
-
-
-def load_image(path: Path, size: int) -> np.ndarray:
-    """Decode one image to uint8 (size, size, 3): upright by EXIF, its centre square, resized with antialiasing.
-
-    An image of the right size keeps its pixels. Gray becomes RGB; transparent pixels are shown on white.
-    Raises DataError naming the file where it cannot be decoded.
-    """
-    try:
-        with Image.open(path) as image:
-            image.draft("RGB", (2 * size, 2 * size))  # lets JPEG decode at a fraction; a no-op elsewhere
-            upright = ImageOps.exif_transpose(image)
-            return np.asarray(ImageOps.fit(to_rgb(upright), (size, size), Image.Resampling.BICUBIC))
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-        raise DataError(f"{path}: unreadable image ({error})") from None
-
-
-def to_rgb(image: Image.Image) -> Image.Image:
-    """Any mode to RGB: 16-bit gray scaled to 8 bits, palettes resolved, transparency shown on white."""
-    if image.mode.startswith("I"):
-        image = Image.fromarray((np.asarray(image).clip(0, 65535) // 257).astype(np.uint8))
-    if image.mode in {"RGBA", "LA", "PA", "La", "RGBa"} or "transparency" in image.info:
-        rgba = image.convert("RGBA")
-        image = Image.alpha_composite(Image.new("RGBA", rgba.size, "white"), rgba)
-    return image.convert("RGB")
+    return Split(name, count, lambda: decoded(items(), size), classes)

@@ -1,0 +1,188 @@
+"""NumPy arrays: an .npz, a folder of .npy files, or one .npy of unlabeled images; read piece by piece."""
+
+import math
+import zipfile
+from collections.abc import Callable
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from pipelines.errors import DataError, UsageError
+from tools.sources import Batches, Source, Split
+from tools.sources.images import RESIZED, TEST_NAMES, to_square
+
+CHUNK = 1024  # images at a time
+CHANNELS = (1, 3, 4)  # gray, RGB, RGB with transparency
+PATTERNS = (("{}_images", "{}_labels"), ("x_{}", "y_{}"), ("{}_x", "{}_y"))  # MedMNIST, Keras, and the obvious third
+PLAIN = (("images", "labels"), ("x", "y"))  # one set, for training
+
+
+@dataclass(frozen=True)
+class Array:
+    """An array in a file: for messages, its shape and type, and how its bytes are opened, past the header."""
+
+    where: str
+    shape: tuple[int, ...]
+    dtype: np.dtype
+    open: Callable
+
+
+def read(path: Path, size: int | None = None) -> Source:
+    """Recognise NumPy arrays by their names: ``train_images``, ``train_labels`` (MedMNIST), ``x_train``, ``y_train``
+    (Keras), ``images``, ``labels``; test sets likewise.
+
+    Args:
+        path: an .npz, a folder of .npy files of those names, or one .npy.
+        size: height and width to resize to; None to keep square images as they are.
+
+    Raises:
+        DataError: no such arrays, or not uint8 images (N,H,W), (N,H,W,C), (N,C,H,W) with class numbers (N,).
+        UsageError: images that are not square, without ``size``.
+    """
+    arrays = _find(path)
+    names = _sets(arrays, path)
+    images = {split: arrays[image] for split, (image, _) in names.items()}
+    labels = {split: _labels(arrays[label], images[split]) for split, (_, label) in names.items() if label}
+    classes = None
+    if "train" in labels:
+        count = int(labels["train"].max()) + 1
+        classes = tuple(map(str, range(count)))
+        for split, values in labels.items():
+            if values.max() >= count:
+                raise DataError(f"{arrays[names[split][1]].where}: class {values.max()} found, train has 0 to "
+                                f"{count - 1}")
+    if size is None:
+        shapes = {_height_width(array) for array in images.values()}
+        size = next(iter(shapes))[0]
+        if shapes != {(size, size)}:
+            raise UsageError(f"--size: needed, since the images are {' and '.join(f'{h}×{w}' for h, w in shapes)}; "
+                             f"expected squares of one size")
+    splits = tuple(Split(split, array.shape[0], _batches(array, labels.get(split), size), classes)
+                   for split, array in images.items())
+    return Source("folder", (size, size, 3), splits, {"path": str(path.resolve()), "resized": RESIZED.format(size)})
+
+
+def _find(path: Path) -> dict[str, Array]:
+    """The arrays at ``path`` by name, headers read."""
+    try:
+        if path.suffix == ".npz":
+            with zipfile.ZipFile(path) as archive:
+                members = [name for name in archive.namelist() if name.endswith(".npy")]
+
+            def opener(member: str) -> Callable:
+                @contextmanager
+                def opened():
+                    with zipfile.ZipFile(path) as archive, archive.open(member) as stream:
+                        yield stream
+                return opened
+            return {name[:-4]: _array(f"{path}:{name}", opener(name)) for name in members}
+        files = sorted(path.glob("*.npy")) if path.is_dir() else [path]
+        return {file.stem if path.is_dir() else "images": _array(str(file), lambda file=file: open(file, "rb"))
+                for file in files}
+    except FileNotFoundError:
+        raise DataError(f"{path}: not found; --source is an .npz, an .npy or a folder of .npy files") from None
+    except (zipfile.BadZipFile, OSError) as error:
+        raise DataError(f"{path}: not a readable .npz or .npy ({error})") from None
+
+
+def _array(where: str, opened: Callable) -> Array:
+    formats = np.lib.format
+
+    def header(stream) -> tuple:
+        version = formats.read_magic(stream)
+        return (formats.read_array_header_1_0 if version == (1, 0) else formats.read_array_header_2_0)(stream)
+
+    @contextmanager
+    def past_header():
+        with opened() as stream:
+            header(stream)
+            yield stream
+    try:
+        with opened() as stream:
+            shape, fortran, dtype = header(stream)
+    except (ValueError, EOFError, zipfile.BadZipFile) as error:
+        raise DataError(f"{where}: not a readable NumPy array ({error})") from None
+    if fortran and len(shape) > 1:
+        raise DataError(f"{where}: in Fortran order; save it again by np.ascontiguousarray")
+    return Array(where, shape, dtype, past_header)
+
+
+def _sets(arrays: dict[str, Array], path: Path) -> dict[str, tuple[str, str | None]]:
+    """By split, the names of its images and of its labels, if any."""
+    for images, labels in PATTERNS:
+        found = {}
+        for split, names in (("train", ("train",)), ("test", TEST_NAMES)):
+            name = next((name for name in names if images.format(name) in arrays), None)
+            if name is not None:
+                found[split] = images.format(name), labels.format(name) if labels.format(name) in arrays else None
+        if "train" in found:
+            break
+    else:
+        images, labels = next(((i, k) for i, k in PLAIN if i in arrays), (None, None))
+        if images is None:
+            raise DataError(f"{path}: arrays {', '.join(sorted(arrays)) or 'none'} found; expected train_images and "
+                            f"train_labels, x_train and y_train, or images and labels")
+        found = {"train": (images, labels if labels in arrays else None)}
+    if len({labels is None for _, labels in found.values()}) > 1:
+        raise DataError(f"{path}: labels for one of train and test only; expected both or neither")
+    return found
+
+
+def _height_width(array: Array) -> tuple[int, int]:
+    """Of (N,H,W), (N,H,W,C) or (N,C,H,W) in uint8; DataError for anything else."""
+    shape = array.shape
+    if array.dtype == np.uint8 and min(shape, default=0) > 0:
+        if len(shape) == 3 or (len(shape) == 4 and shape[3] in CHANNELS):
+            return shape[1:3]
+        if len(shape) == 4 and shape[1] in CHANNELS:
+            return shape[2:4]
+    raise DataError(f"{array.where}: {array.dtype} {shape} found, expected uint8 images (N, H, W), (N, H, W, C) or "
+                    f"(N, C, H, W)")
+
+
+def _labels(array: Array, images: Array) -> np.ndarray:
+    """Class numbers (N,), whole: four bytes an image for the time of the conversion."""
+    count = images.shape[0] if images.shape else 0
+    if array.dtype.kind not in "iu" or array.shape not in ((count,), (count, 1)):
+        raise DataError(f"{array.where}: {array.dtype} {array.shape} found, expected integers {(count,)}")
+    with array.open() as stream:
+        content = stream.read(count * array.dtype.itemsize)
+    if len(content) != count * array.dtype.itemsize:
+        raise DataError(f"{array.where}: ends early")
+    labels = np.frombuffer(content, array.dtype)
+    if count == 0 or labels.min() < 0 or labels.max() >= 2**20:
+        raise DataError(f"{array.where}: expected class numbers from 0")
+    return labels.astype(np.int32)
+
+
+def _batches(array: Array, labels: np.ndarray | None, size: int) -> Callable[[], Batches]:
+    image_bytes = math.prod(array.shape[1:])
+    channels_first = len(array.shape) == 4 and array.shape[3] not in CHANNELS
+
+    def batches() -> Batches:
+        with array.open() as stream:
+            for first in range(0, array.shape[0], CHUNK):
+                count = min(CHUNK, array.shape[0] - first)
+                content = stream.read(count * image_bytes)
+                if len(content) != count * image_bytes:
+                    raise DataError(f"{array.where}: ends early, at image {first + len(content) // image_bytes:,} of "
+                                    f"{array.shape[0]:,}")
+                images = np.frombuffer(content, np.uint8).reshape(count, *array.shape[1:])
+                images = images.transpose(0, 2, 3, 1) if channels_first else images
+                yield _squares(images, size), None if labels is None else labels[first:first + count]
+    return batches
+
+
+def _squares(images: np.ndarray, size: int) -> np.ndarray:
+    """(n, H, W) or (n, H, W, C) to uint8 (n, size, size, 3)."""
+    if images.ndim == 4 and images.shape[3] == 1:
+        images = images[..., 0]
+    if images.shape[1:3] == (size, size):
+        if images.ndim == 3:
+            return np.repeat(images[..., None], 3, axis=3)
+        if images.shape[3] == 3:
+            return images
+    return np.stack([to_square(Image.fromarray(np.ascontiguousarray(image)), size) for image in images])
