@@ -12,12 +12,14 @@ from sesemi.networks import NAMES
 
 TRAIN_EXAMPLE = """examples:
   python -m sesemi train --network convnet --dataset cifar10 --labels 4000 --gpu 0
+  python -m sesemi train --network convnet --extra 500000 --gpu 0
   python -m sesemi train --network wrn-10-1 --dataset digits --labels 20 --steps 600 --gpu none --run runs/try
   python -m sesemi train --resume --run runs/try
 """
 EVALUATE_EXAMPLE = """example:
   python -m sesemi evaluate runs/try
 """
+EXTRA_DATASET = "cifar100"  # what goes with --extra N, as in the reference
 CHANGEABLE = {"run", "device", "log_every", "checkpoint_every"}  # settings that a resumed run may change
 
 
@@ -36,14 +38,22 @@ def build_parser() -> Parser:
                                 description="Train and evaluate one run.", argument_default=argparse.SUPPRESS)
     train.set_defaults(command=train_command)
     count, lines = errors.positive_int, train.add_argument
-    lines("--dataset", metavar="NAME", help="prepared set under --data (required, but for --resume)")
+    lines("--dataset", metavar="NAME",
+          help=f"prepared set under --data (required; with --extra N default: {EXTRA_DATASET})")
     lines("--network", metavar="NAME", help=f"{NAMES} (default: {Config.network})")
     lines("--labels", type=count, metavar="N", help="labeled training images in all (default: all)")
-    lines("--method", choices=METHODS, help="sesemi, or supervised: the same without the proxy branch "
-                                            f"(default: {Config.method})")
+    lines("--method", choices=METHODS, help="sesemi; asl: the proxy branch sees the labeled images only; "
+                                            f"supervised: no proxy branch (default: {Config.method})")
+    lines("--extra", metavar="N|NAME|PATH", help="half of the unlabeled images from another prepared set: "
+                                                 "tinyimages-N, or any by its name under --data or its path")
     lines("--gpu", dest="device", metavar="N", help="number of the GPU, or none for the CPU (default: GPU 0 if any)")
     lines("--preprocess", choices=PREPROCESS, help="default: as the reference does for the dataset")
-    lines("--epochs", type=count, metavar="N", help="of unlabeled images // B steps (default: the dataset's)")
+    lines("--flips", action=argparse.BooleanOptionalAction,
+          help="mirror labeled images left to right, in training and evaluation (default: the dataset's)")
+    lines("--dropout", type=float, metavar="RATE", help="before the class head (default: the dataset's)")
+    lines("--trunk-dropout", type=float, metavar="RATE", help="inside the network (default: the dataset's)")
+    lines("--epochs", type=count, metavar="N", help="of unlabeled images // B steps, or of labeled ones for asl "
+                                                           "(default: the dataset's)")
     lines("--steps", type=count, metavar="N", help="length of the run and of the schedule, whatever the epochs")
     lines("--batch-unlabeled", type=count, metavar="B",
           help=f"B × 6 views and 6B labeled images a step (default: {Config.batch_unlabeled})")
@@ -90,10 +100,10 @@ def train_command(given: dict) -> int:
         if folder.result.exists():
             print(f"{folder.path} is finished: {describe(folder.read(folder.result))}")
             return 0
-    elif "dataset" not in given:
+    elif "dataset" not in given and not given.get("extra", "").isdecimal() and given.get("extra") != "all":
         raise UsageError("--dataset: missing; name a set prepared with python -m tools.prepare, such as cifar10")
     else:
-        config = Config(**given)
+        config = Config(**{"dataset": EXTRA_DATASET, **given})
     if config.device is None and not given.get("device"):
         _say_device()
     try:

@@ -1,4 +1,4 @@
-"""The settings of a run: one frozen dataclass, what a kind of data implies, and how both become final."""
+"""The settings of a run: one frozen dataclass, and how the data and the machine make it final."""
 
 import os
 from dataclasses import asdict, dataclass, replace
@@ -7,31 +7,17 @@ from pathlib import Path
 import torch
 
 from pipelines.augment import NOISE
-from pipelines.errors import UsageError
+from pipelines.errors import DataError, UsageError
+from pipelines.manifest import MANIFEST
 from pipelines.sampling import class_balanced_subset
 from pipelines.shards import ShardSet
 from sesemi.networks import build_trunk
+from sesemi.presets import preset_for
 
-METHODS = ("sesemi", "supervised")
+METHODS = ("sesemi", "asl", "supervised")
 PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
-PREPROCESS = ("zca", "gcn")
+PREPROCESS = ("zca", "gcn", "standardize")
 ZCA_PIXELS = 48  # the covariance of 48×48 RGB takes 0.4 GB, that of 96×96 takes 6
-
-
-@dataclass(frozen=True)
-class Preset:
-    """What a kind of data implies unless a flag says otherwise. ``preprocess`` None: ZCA up to 48×48, else GCN."""
-
-    epochs: int
-    flips: bool = True
-    preprocess: str | None = None
-
-
-PRESETS = {  # by the manifest's ``dataset``
-    "cifar10": Preset(epochs=50, preprocess="zca"),
-    "digits": Preset(epochs=10, flips=False, preprocess="gcn"),  # a mirrored 2 is no 2
-    "folder": Preset(epochs=50),
-}
 
 
 @dataclass(frozen=True)
@@ -41,7 +27,10 @@ class Config:
     Args:
         dataset: name of the prepared set under ``data``.
         labels: labeled training images in all; None for all there are.
-        steps: length of the run and of the learning-rate schedule; None for ``epochs`` · (unlabeled // B).
+        extra: further unlabeled images, which take half of each step's: a prepared set by its path or its name under
+            ``data``, or a number N for the set ``tinyimages-N``.
+        dropout, trunk_dropout: before the class head, and inside the trunk.
+        steps: length of the run and of the learning-rate schedule; None for ``epochs`` · ``steps_per_epoch``.
         batch_unlabeled: unlabeled images B a step; 6B views of them and 6B labeled images.
         device: ``cpu`` or ``cuda:N``.
         eval_every: steps between evaluations; 0 for at the end only.
@@ -53,9 +42,11 @@ class Config:
     network: str = "convnet"
     method: str = "sesemi"
     labels: int | None = None
+    extra: str | None = None
     preprocess: str | None = None
     flips: bool | None = None
-    dropout: float = 0.2
+    dropout: float | None = None
+    trunk_dropout: float | None = None
     noise: float = NOISE
     epochs: int | None = None
     steps: int | None = None
@@ -83,6 +74,15 @@ class Config:
                 raise UsageError(f"--{name.replace('_', '-')}: found {value}, expected at least 1")
         if not 0 < self.lr < float("inf"):
             raise UsageError(f"--lr: found {self.lr}, expected a positive number")
+        for name in ("dropout", "trunk_dropout"):
+            value = getattr(self, name)
+            if value is not None and not 0 <= value < 1:
+                raise UsageError(f"--{name.replace('_', '-')}: found {value}, expected a rate from 0 to below 1")
+        if self.extra is not None and self.method == "asl":
+            raise UsageError("--extra: found with --method asl, whose proxy branch sees the labeled images only")
+        if self.extra is not None and self.batch_unlabeled % 2:
+            raise UsageError(f"--batch-unlabeled: found {self.batch_unlabeled}, expected an even number, of which "
+                             f"--extra takes half")
         try:
             with torch.device("meta"):  # checks the name without making the weights
                 build_trunk(self.network)
@@ -100,11 +100,26 @@ class Config:
         return Path(self.data) / self.dataset / "test"
 
     @property
-    def images_per_step(self) -> int:
-        """Images through the network in a step."""
-        return self.batch_unlabeled * 6 * (2 if self.method == "sesemi" else 1)
+    def extra_path(self) -> Path | None:
+        """The extra images' shard set; None without. Raises DataError where there is none of that name."""
+        if self.extra is None:
+            return None
+        name = f"tinyimages-{self.extra}" if self.extra.isdecimal() or self.extra == "all" else self.extra
+        for path in (Path(self.data) / name / "train", Path(self.data) / name, Path(name) / "train", Path(name)):
+            if (path / MANIFEST).exists():
+                return path
+        raise DataError(f"--extra {self.extra}: no shard set {Path(self.data) / name / 'train'} here ({MANIFEST} not "
+                        f"found); python -m tools.prepare makes one")
 
-    def resolve(self, train: ShardSet, test: ShardSet) -> "Config":
+    def steps_per_epoch(self, train_images: int) -> int:
+        """Steps that the proxy branch takes to see its images once: of ASL, the labeled ones, else all of the dataset.
+
+        With extra images the dataset's own are half of each step's.
+        """
+        images = self.labels if self.method == "asl" and self.labels else train_images
+        return images // (self.batch_unlabeled // (1 if self.extra is None else 2))
+
+    def resolve(self, train: ShardSet, test: ShardSet, extra: ShardSet | None = None) -> "Config":
         """This configuration with nothing left open; raises UsageError where the data does not allow it."""
         height, width, _ = train.image_shape
         if train.classes is None:
@@ -114,28 +129,47 @@ class Config:
                              f"{train.path}; prepare both together")
         if height != width:
             raise UsageError(f"--dataset {self.dataset}: images of {height}×{width}, square ones expected")
-        preset = PRESETS.get(train.manifest.dataset, PRESETS["folder"])
+        if extra is not None and extra.image_shape != train.image_shape:
+            raise UsageError(f"--extra {self.extra}: images of {_size(extra)} found, {_size(train)} expected as in "
+                             f"{train.path}")
+        preprocess = self.preprocess or preset_for(train.manifest.dataset).preprocess
+        if preprocess is None:
+            preprocess = "zca" if height <= ZCA_PIXELS else "gcn"
+        if preprocess == "zca" and height > ZCA_PIXELS:
+            raise UsageError(f"--preprocess: found zca for images of {_size(train)}, expected at most {ZCA_PIXELS}×"
+                             f"{ZCA_PIXELS}, since its matrices take gigabytes; gcn and standardize do not")
         device = self.device or ("cuda:0" if torch.cuda.is_available() else "cpu")
         labels = self.labels or len(train)
         _check_count("--labels", labels, train)
         if self.eval_images is not None:
             _check_count("--eval-images", self.eval_images, test)
-        steps_per_epoch = len(train) // self.batch_unlabeled
+        config = replace(self, labels=labels)
+        steps_per_epoch = config.steps_per_epoch(len(train))
         if not steps_per_epoch:
-            raise UsageError(f"--batch-unlabeled: found {self.batch_unlabeled}, expected at most the {len(train)} "
-                             f"images of {train.path}")
-        epochs = self.epochs or preset.epochs
+            raise UsageError(f"--batch-unlabeled: found {self.batch_unlabeled}, more than there are images for the "
+                             f"proxy branch ({labels if self.method == 'asl' else len(train)})")
+        preset = preset_for(train.manifest.dataset)
+        dropout, trunk_dropout = preset.dropout(self.network, self.method)
+        epochs = self.epochs or preset.epochs_of(self.method)
+        evaluate = 0 if self.method == "asl" else steps_per_epoch
+        extra_name = "" if self.extra is None else f"-extra-{Path(self.extra).name}"
         return replace(
-            self, device=device, labels=labels, epochs=epochs, steps=self.steps or epochs * steps_per_epoch,
-            preprocess=self.preprocess or preset.preprocess or ("zca" if height <= ZCA_PIXELS else "gcn"),
+            config, device=device, epochs=epochs, steps=self.steps or epochs * steps_per_epoch, preprocess=preprocess,
             flips=preset.flips if self.flips is None else self.flips,
+            dropout=dropout if self.dropout is None else self.dropout,
+            trunk_dropout=trunk_dropout if self.trunk_dropout is None else self.trunk_dropout,
             precision=self.precision or default_precision(torch.device(device)),
-            eval_every=steps_per_epoch if self.eval_every is None else self.eval_every,
-            run=self.run or f"runs/{self.dataset}-{self.network}-{labels}-{self.method}-seed{self.seed}")
+            eval_every=evaluate if self.eval_every is None else self.eval_every,
+            run=self.run or f"runs/{self.dataset}-{self.network}-{labels}-{self.method}{extra_name}-seed{self.seed}")
 
     def as_dict(self) -> dict:
         """The fields, for JSON."""
         return asdict(self)
+
+
+def _size(shard_set: ShardSet) -> str:
+    height, width, channels = shard_set.image_shape
+    return f"{height}×{width}×{channels}"
 
 
 def _check_count(flag: str, count: int, shard_set: ShardSet) -> None:

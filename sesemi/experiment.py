@@ -43,41 +43,45 @@ def train(config: Config, resume: bool = False) -> dict:
         DataError: damaged or missing data; a loss that is not finite.
         Stopped: SIGINT or SIGTERM arrived; the run can be resumed.
     """
-    train_set, test_set = ShardSet(config.train_path), ShardSet(config.test_path)
-    config = config.resolve(train_set, test_set)
+    sets = {"train": ShardSet(config.train_path), "test": ShardSet(config.test_path)}
+    if config.extra is not None:
+        sets["extra"] = ShardSet(config.extra_path)
+    config = config.resolve(**sets)
     folder = RunFolder(config.run)
-    identity = {"train": train_set.fingerprint, "test": test_set.fingerprint}
+    identity = {name: shard_set.fingerprint for name, shard_set in sets.items()}
     if resume:
         for name, saved in folder.read(folder.config)["data_fingerprints"].items():
             if identity[name] != saved:
-                raise DataError(f"{getattr(config, name + '_path')}: not the shards that {folder.path} began with; "
+                raise DataError(f"{sets[name].path}: not the shards that {folder.path} began with; "
                                 f"start a new --run")
         preprocess = Preprocess.load(folder.whitening)
     else:
         _refuse_existing(folder)
         folder.path.mkdir(parents=True, exist_ok=True)
-        preprocess = whitening.prepare(config.preprocess, [train_set], config.device)
+        fitted_on = [shard_set for name, shard_set in sets.items() if name != "test"]
+        preprocess = whitening.prepare(config.preprocess, fitted_on, config.device)
         preprocess.save(folder.whitening)
     folder.write(folder.config, {**config.as_dict(), "data_fingerprints": identity, "versions": versions(),
                                  "device_name": device_name(torch.device(config.device))})
     with ExitStack() as stack:
-        return _train(config, folder, preprocess, train_set, test_set, resume, stack)
+        return _train(config, folder, preprocess, sets, resume, stack)
 
 
-def _train(config: Config, folder: RunFolder, preprocess: Preprocess, train_set: ShardSet, test_set: ShardSet,
-           resume: bool, stack: ExitStack) -> dict:
+def _train(config: Config, folder: RunFolder, preprocess: Preprocess, sets: dict[str, ShardSet], resume: bool,
+           stack: ExitStack) -> dict:
     device = torch.device(config.device)
     torch.manual_seed(config.seed)
-    indices = class_balanced_subset(train_set.labels, config.labels, len(train_set.classes))
+    train_set, classes = sets["train"], len(sets["train"].classes)
+    labeled = Subset(train_set, class_balanced_subset(train_set.labels, config.labels, classes))
     loader = SemiSupervisedLoader(
-        Subset(train_set, indices), train_set if config.method == "sesemi" else None, preprocess,
+        labeled, proxy_images(config.method, labeled, train_set, sets.get("extra")), preprocess,
         batch_unlabeled=config.batch_unlabeled, flip=config.flips, seed=config.seed, device=device,
         noise=config.noise, threads=cpu_cores())
     stack.callback(loader.close)
-    model = build_model(config, len(train_set.classes), train_set.image_shape[2])
+    model = build_model(config, classes, train_set.image_shape[2])
     trainer = Trainer(model, steps=config.steps, base_lr=config.lr, dtype=PRECISIONS[config.precision],
                       log_every=config.log_every)
-    evaluation = evaluation_loader(config, preprocess, test_set)
+    evaluation = evaluation_loader(config, preprocess, sets["test"])
     latest = {"step": 0}
     if resume:
         state = checkpoint.load(folder.checkpoint, device)
@@ -92,7 +96,7 @@ def _train(config: Config, folder: RunFolder, preprocess: Preprocess, train_set:
     log = MetricsLog(folder, trainer.step)
     stack.callback(log.close)
     bar = stack.enter_context(progress_bar(config.steps, " steps", "training", initial=trainer.step))
-    steps_per_epoch = len(train_set) // config.batch_unlabeled
+    steps_per_epoch = config.steps_per_epoch(len(train_set))
 
     def evaluate() -> None:
         error, images = error_rate(model, evaluation, trainer.autocast)
@@ -138,6 +142,17 @@ def _train(config: Config, folder: RunFolder, preprocess: Preprocess, train_set:
     return result
 
 
+def proxy_images(method: str, labeled: Subset, train_set: ShardSet,
+                 extra: ShardSet | None) -> list[ShardSet | Subset]:
+    """The sets that the proxy branch sees, each an equal part of a step: none where the method has no such branch."""
+    match method:
+        case "sesemi":
+            return [train_set] if extra is None else [train_set, extra]
+        case "asl":
+            return [labeled]
+    return []
+
+
 def evaluate(run: Path | str, device: str | None = None) -> tuple[float, int]:
     """The test error of a run from its checkpoint, and the number of images it is of.
 
@@ -173,7 +188,7 @@ def load_config(folder: RunFolder, device: str | None = None) -> Config:
 
 def build_model(config: Config, num_classes: int, channels: int) -> SesemiModel:
     """The model of a run on its device, channels-last."""
-    model = SesemiModel(config.network, num_classes, config.dropout, channels)
+    model = SesemiModel(config.network, num_classes, config.dropout, config.trunk_dropout, channels)
     return model.to(config.device, memory_format=torch.channels_last)
 
 

@@ -15,12 +15,14 @@ class SesemiModel(nn.Module):
         network: name of the trunk, see sesemi.networks.
         num_classes: outputs of the class head.
         dropout: before the class head only.
+        trunk_dropout: inside the trunk.
         channels: of the images.
     """
 
-    def __init__(self, network: str, num_classes: int, dropout: float = 0.2, channels: int = 3):
+    def __init__(self, network: str, num_classes: int, dropout: float = 0.2, trunk_dropout: float = 0.0,
+                 channels: int = 3):
         super().__init__()
-        self.trunk = build_trunk(network, channels)
+        self.trunk = build_trunk(network, channels, trunk_dropout)
         self.dropout = nn.Dropout(dropout)
         self.class_head = linear(self.trunk.out_channels, num_classes)
         self.proxy_head = linear(self.trunk.out_channels, VIEWS)

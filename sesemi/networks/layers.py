@@ -34,6 +34,11 @@ def linear(inputs: int, outputs: int) -> nn.Linear:
     return layer
 
 
+def dropped(rate: float) -> list[nn.Module]:
+    """A dropout layer to put among others; none at rate zero."""
+    return [nn.Dropout(rate)] if rate else []
+
+
 class ConvNormAct(nn.Sequential):
     """Convolution, batch norm, activation: the reference's building block."""
 

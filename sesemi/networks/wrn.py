@@ -3,17 +3,22 @@
 import torch
 from torch import nn
 
-from sesemi.networks.layers import ConvNormAct, conv, norm
+from sesemi.networks.layers import ConvNormAct, conv, dropped, norm
 
 
 class WideResNet(nn.Sequential):
     """(n, channels, H, W) to (n, 64·width, H/4, W/4). Reference: networks/wrn.py.
 
+    Args:
+        depth, width: as in WRN-depth-width.
+        channels: of the images.
+        dropout: between the two convolutions of a residual block.
+
     Raises:
         ValueError: depth is not 10, 16, 22, 28, ... or width is zero.
     """
 
-    def __init__(self, depth: int = 28, width: int = 2, channels: int = 3):
+    def __init__(self, depth: int = 28, width: int = 2, channels: int = 3, dropout: float = 0.0):
         if depth < 10 or (depth - 4) % 6 or width < 1:
             raise ValueError(f"found wrn-{depth}-{width}, expected a depth of 10, 16, 22, 28, ... and a width")
         self.out_channels = 64 * width
@@ -24,7 +29,7 @@ class WideResNet(nn.Sequential):
             layers.append(Expand(inputs, outputs))
             if group:
                 layers.append(nn.MaxPool2d(2))
-            layers += [Residual(outputs) for _ in range((depth - 4) // 6 - 1)]
+            layers += [Residual(outputs, dropout) for _ in range((depth - 4) // 6 - 1)]
             layers += [norm(outputs), nn.ReLU(inplace=True)]
             inputs = outputs
         super().__init__(*layers)
@@ -46,10 +51,10 @@ class Expand(nn.Module):
 class Residual(nn.Module):
     """BN, ReLU, conv, BN, ReLU, conv, plus the input."""
 
-    def __init__(self, channels: int):
+    def __init__(self, channels: int, dropout: float):
         super().__init__()
         self.main = nn.Sequential(
-            norm(channels), nn.ReLU(inplace=True), conv(channels, channels, 3, bias=False),
+            norm(channels), nn.ReLU(inplace=True), conv(channels, channels, 3, bias=False), *dropped(dropout),
             norm(channels), nn.ReLU(inplace=True), conv(channels, channels, 3, bias=False))
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:

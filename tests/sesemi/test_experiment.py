@@ -30,7 +30,7 @@ def metrics(run) -> list[dict]:
     return [{k: v for k, v in line.items() if k not in {"images_per_second", "data_wait_fraction"}} for line in lines]
 
 
-@pytest.mark.parametrize("method", ["sesemi", "supervised"])
+@pytest.mark.parametrize("method", ["sesemi", "asl", "supervised"])
 def test_train_then_evaluate(prepared, tmp_path, command, method):
     run = tmp_path / "run"
     status, out, _ = command(cli.main, *arguments(prepared, run, method=method))
@@ -46,7 +46,7 @@ def test_train_then_evaluate(prepared, tmp_path, command, method):
     assert (lines[0]["proxy_loss"] is None) == (method == "supervised")
     config = json.loads((run / "config.json").read_text())
     assert config["preprocess"] == "zca"  # 12×12 pixels of an own folder
-    assert None not in [value for name, value in config.items() if name != "eval_images"]
+    assert None not in [value for name, value in config.items() if name not in {"eval_images", "extra"}]
     assert list(run.glob("events.out.tfevents.*"))
     status, out, _ = command(cli.main, "evaluate", run)
     assert status == 0
@@ -126,8 +126,8 @@ def test_resumed_run_loads_no_window_it_does_not_need(prepared, tmp_path, comman
 
     def start(self, step, checkpoint):
         real(self, step, checkpoint)
-        load = self._windows._load
-        self._windows._load = lambda *which: asked.append((self.options.views, *which)) or load(*which)
+        load = self._windows[0]._load
+        self._windows[0]._load = lambda *which: asked.append((self.options.views, *which)) or load(*which)
     monkeypatch.setattr(Stream, "_start", start)
     assert command(cli.main, "train", "--resume", "--run", tmp_path / "run")[0] == 0
     unlabeled = [which for views, *which in asked if views]
