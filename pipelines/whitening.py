@@ -26,6 +26,7 @@ ZCA_REGULARISER = 0.1  # added to the covariance's diagonal
 EPSILON = 1e-10
 FIT_IMAGES = 1_000_000  # ZCA is fitted on at most so many, evenly spread
 FIT_CHUNK_VALUES = 1024 * GCN_VALUES  # taken at a time: 1,024 images of 32×32, fewer of larger ones
+GRAM_BLOCK = 384
 KINDS = ("gcn", "zca", "standardize")
 
 
@@ -143,7 +144,7 @@ def fit_zca(sets: Sequence[ShardSet], device: torch.device | str = "cpu",
             progress: bool = False) -> dict[str, torch.Tensor]:
     """Fit ZCA on all images of ``sets`` (at most a million, evenly spread) in one pass, in float64.
 
-    Memory is that of a chunk and three D×D matrices, however many images.
+    Memory is that of a chunk and a few D×D matrices, however many images.
 
     Returns:
         ``mean`` (D,) and whitening ``matrix`` (D, D), float32, on the CPU.
@@ -155,9 +156,12 @@ def fit_zca(sets: Sequence[ShardSet], device: torch.device | str = "cpu",
     for chunk in _fit_chunks(sets, "fitting ZCA", progress):
         flat = gcn(torch.from_numpy(chunk).to(device)).to(torch.float64)
         total += flat.sum(dim=0)
-        moment.addmm_(flat.T, flat)
+        for first in range(0, size, GRAM_BLOCK):  # the upper triangle in blocks: little more than half the work
+            rows = slice(first, first + GRAM_BLOCK)
+            moment[rows, first:].addmm_(flat[:, rows].T, flat[:, first:])
         count += len(flat)
     mean = total / count
+    moment = moment.triu_().add_(moment.triu(1).T)
     covariance = moment.sub_(torch.outer(mean, mean), alpha=count).div_(max(1, count - 1))
     return {"mean": mean.to("cpu", torch.float32), "matrix": zca_matrix(covariance).to("cpu", torch.float32)}
 

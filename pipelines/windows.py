@@ -16,13 +16,13 @@ from pipelines.sampling import Order
 from pipelines.shards import ImageSource
 from pipelines.whitening import Preprocess
 
-CPU_WINDOW_BYTES = 128 * 2**20
+CPU_WINDOW_BYTES = 64 * 2**20
 GPU_WINDOW_BYTES = 2**30
 CHUNK = 1024  # images normalised at a time, so that intermediate results stay small
 
 
 def default_window_images(image_shape: tuple[int, int, int], device: torch.device) -> int:
-    """Images in a window: 128 MiB of padded float32 on the CPU; on a GPU 1 GiB, or a 16th of a small one."""
+    """Images in a window: 64 MiB of padded float32 on the CPU; on a GPU 1 GiB, or a 16th of a small one."""
     height, width, channels = image_shape
     budget = CPU_WINDOW_BYTES
     if device.type == "cuda":

@@ -1,6 +1,5 @@
 """A run from its configuration: data, loader, model, trainer, evaluation, files."""
 
-import resource
 import signal
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict
@@ -11,6 +10,7 @@ import torch
 from pipelines import whitening
 from pipelines.errors import DataError, UsageError
 from pipelines.loader import EvaluationLoader, SemiSupervisedLoader
+from pipelines.memory import peak_rss_bytes
 from pipelines.progress import progress_bar
 from pipelines.sampling import class_balanced_subset
 from pipelines.shards import ShardSet, Subset
@@ -136,7 +136,7 @@ def _train(config: Config, folder: RunFolder, preprocess: Preprocess, sets: dict
         "network": config.network, "dataset": config.dataset, "method": config.method, "steps": trainer.step,
         "seconds": trainer.seconds, "images_per_second": trainer.images / trainer.seconds,
         "data_wait_fraction": trainer.waited / trainer.seconds,
-        "peak_rss_bytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
+        "peak_rss_bytes": peak_rss_bytes(),
         "device": device_name(device)}
     folder.write(folder.result, result)
     return result

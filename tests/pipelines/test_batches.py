@@ -89,6 +89,51 @@ def test_unlabeled_batches_are_six_views_of_one_shifted_image(toy):
     feed.close()
 
 
+@pytest.mark.parametrize("in_graph", [False, True])
+def test_extra_images_are_half_of_every_unlabeled_batch(toy, tmp_path, in_graph):
+    """Three of the set, then three of the other, each in epochs of its own: 40 steps are 120 images of each."""
+    shard_set, images, _ = toy
+    other = random_images(40, SIZE, seed=9)
+    extra = write_set(tmp_path / "extra", other)
+    options = StreamOptions(6, views=True, flip=False, noise=0, window_images=32, steps_per_run=5)
+    stream = Stream([shard_set, extra], prepare("gcn", [shard_set]), options, seed=4, which=UNLABELED_STREAM,
+                    device=torch.device("cpu"), in_graph=in_graph)
+    candidates = np.concatenate([candidates_numpy(image) for image in
+                                 whitened_numpy(np.concatenate([images, other]), "gcn")])
+    seen = []
+    for _ in range(40):
+        batch = next(stream)
+        assert batch.labels.tolist() == [0, 1, 2, 3, 4, 5] * 6
+        found = matches(batch.images[::6], candidates)
+        assert (found.sum(axis=1) == 1).all()
+        seen.append(found.argmax(axis=1) // 50)
+    seen = np.stack(seen)
+    assert sorted(seen[:, 3:].reshape(-1) - IMAGES) == sorted([*range(40)] * 3)
+    own = seen[:, :3].reshape(-1)
+    assert sorted(own[:IMAGES]) == list(range(IMAGES))
+    assert len(set(own[IMAGES:])) == 120 - IMAGES
+    stream.close()
+
+
+@pytest.mark.parametrize("size", [48, 64, 96])
+@pytest.mark.parametrize("kind", ["gcn", "standardize"])
+def test_other_sizes(tmp_path, size, kind):
+    images = random_images(6, size)
+    shard_set = write_set(tmp_path / "s", images, np.arange(6) % 2, ("a", "b"), shard_bytes=2**20)
+    feed = loader(shard_set, kind, noise=0, batch_unlabeled=2)
+    expected = whitened_numpy(images, "gcn")
+    if kind == "standardize":
+        expected = (images - images.mean(axis=(0, 1, 2))) / images.std(axis=(0, 1, 2))
+    candidates = np.concatenate([candidates_numpy(image) for image in expected])
+    batch = next(feed)
+    assert batch.labeled.images.shape == batch.unlabeled.images.shape == (12, 3, size, size)
+    assert (matches(batch.labeled.images, candidates).sum(axis=1) == 1).all()
+    which = matches(batch.unlabeled.images[::6], candidates).argmax(axis=1)
+    expected = np.concatenate([six_views_numpy(candidates[one]) for one in which])
+    assert np.abs(batch.unlabeled.images.permute(0, 2, 3, 1).numpy() - expected).max() < 1e-4
+    feed.close()
+
+
 def undo_views(images: torch.Tensor) -> torch.Tensor:
     """(6n, C, H, W) in six views to (n, 6, C, H, W), each turned back upright."""
     views = images.unflatten(0, (-1, 6))

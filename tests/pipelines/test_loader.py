@@ -6,6 +6,7 @@ import torch
 from pipelines.graphs import StreamOptions
 from pipelines.loader import UNLABELED, SemiSupervisedLoader, Stream
 from pipelines.whitening import Preprocess
+from tests.conftest import random_images, write_set
 
 PREPROCESS = Preprocess("gcn", (8, 8, 3))
 
@@ -41,6 +42,30 @@ def test_resumes_to_the_bit(small_set, steps, in_graph):
     assert equal(take(other, 3), expected[:3])
     one.close()
     other.close()
+
+
+@pytest.mark.parametrize("steps", [0, 5, 30])
+def test_two_sources_resume_to_the_bit(small_set, tmp_path, steps):
+    other = write_set(tmp_path / "other", random_images(90, 8, seed=3))
+
+    def both() -> Stream:
+        options = StreamOptions(batch=10, views=True, flip=False, window_images=64, steps_per_run=4)
+        return Stream([small_set, other], PREPROCESS, options, seed=1, which=UNLABELED, device=torch.device("cpu"))
+    one, again = both(), both()
+    take(one, steps)
+    again.load_state_dict(one.state_dict())
+    assert equal(take(again, 12), take(one, 12))
+    alone = stream(small_set)
+    with pytest.raises(ValueError, match="in the checkpoint"):
+        alone.load_state_dict(one.state_dict())
+    for feed in (one, again, alone):
+        feed.close()
+
+
+def test_batches_that_do_not_divide_among_the_sources(small_set):
+    with pytest.raises(ValueError, match="batches of 5 from 2 sources"):
+        Stream([small_set, small_set], PREPROCESS, StreamOptions(5, views=True, flip=False), seed=1, which=UNLABELED,
+               device=torch.device("cpu"))
 
 
 def test_a_resumed_stream_loads_only_what_it_delivers(small_set):

@@ -176,3 +176,66 @@ def test_fingerprint_is_of_the_data(tmp_path):
     assert same[0] == same[1]
     images[3, 2, 1, 0] ^= 1
     assert write_set(tmp_path / "c", images).fingerprint != same[0]
+
+
+def write_raw(path, images: np.ndarray, ranges, layout: str = "CWH") -> ShardSet:
+    """A set over a raw file that holds these images, and some bytes of its own before nothing."""
+    file = path.with_suffix(".bin")
+    file.write_bytes((images.transpose(0, 3, 2, 1) if layout == "CWH" else images).tobytes())
+    with ShardWriter(path, dataset="d", split="train", image_shape=images.shape[1:], classes=None, source={}) as writer:
+        writer.finish_in_place(file, np.array(ranges), layout)
+    return ShardSet(path)
+
+
+@pytest.mark.parametrize("layout", ["CWH", "HWC"])
+def test_a_raw_file_in_place(tmp_path, layout):
+    images = random_images(400, 9)
+    images = images[:, :, :6]  # not square, so that rows and columns cannot be taken for one another
+    shard_set = write_raw(tmp_path / "s", images, [[3, 50], [50, 51], [200, 400]], layout)
+    chosen = np.concatenate([images[3:51], images[200:400]])
+    assert len(shard_set) == len(chosen)
+    assert np.array_equal(shard_set.read(np.arange(len(chosen))), chosen)
+    mixed = np.random.default_rng(0).integers(0, len(chosen), 300)
+    assert np.array_equal(shard_set.read(mixed), chosen[mixed])
+    with pytest.raises(IndexError):
+        shard_set.read(np.array([len(chosen)]))
+    assert damaged(shard_set) == []
+
+
+def test_a_raw_file_that_changed_or_went(tmp_path):
+    images = random_images(300)
+    shard_set = write_raw(tmp_path / "s", images, [[0, 300]])
+    same = write_raw(tmp_path / "same", images, [[0, 300]])
+    assert same.fingerprint == shard_set.fingerprint
+    assert write_raw(tmp_path / "other", images, [[0, 299]]).fingerprint != shard_set.fingerprint
+    file = tmp_path / "s.bin"
+    content = file.read_bytes()
+    file.write_bytes(content[1:] + b"x")
+    (line,) = damaged(shard_set)
+    assert "s.bin" in line
+    file.write_bytes(content[:-1])
+    with pytest.raises(DataError, match=r"s\.bin: 57599 bytes found, 57600 expected"):
+        ShardSet(tmp_path / "s")
+    file.unlink()
+    with pytest.raises(DataError, match=r"s\.bin: missing"):
+        ShardSet(tmp_path / "s")
+
+
+@pytest.mark.parametrize(("fields", "message"), [
+    ({"path": "relative.bin"}, "absolute"), ({"layout": "WHC"}, "layout"), ({"bytes": 57601}, "whole number"),
+    ({"ranges": [[0, 301]]}, "num_images|leave"), ({"ranges": [[290, 300], [0, 290]]}, "out of order"),
+    ({"ranges": []}, "no ranges"), ({"ranges": [[0, 150], [140, 290]]}, "out of order"), ({"ranges": 3}, "damaged"),
+    ({"bytes": "x"}, "positive integer")])
+def test_damaged_manifests_of_raw_files(tmp_path, fields, message):
+    write_raw(tmp_path / "s", random_images(300), [[0, 300]])
+    raw = json.loads((tmp_path / "s" / MANIFEST).read_text())["raw"]
+    edited(tmp_path / "s", raw={**raw, **fields})
+    with pytest.raises(DataError, match=message):
+        ShardSet(tmp_path / "s")
+
+
+def test_a_raw_file_beside_shards_is_refused(tmp_path):
+    write_raw(tmp_path / "s", random_images(300), [[0, 300]])
+    edited(tmp_path / "s", classes=["a"])
+    with pytest.raises(DataError, match="neither shards nor classes"):
+        ShardSet(tmp_path / "s")

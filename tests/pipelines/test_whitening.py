@@ -1,12 +1,14 @@
 """GCN and ZCA against plain NumPy in float64."""
 
+import pickle
+
 import numpy as np
 import pytest
 import torch
 
 from pipelines import whitening
 from pipelines.errors import DataError
-from pipelines.whitening import Preprocess, gcn, prepare
+from pipelines.whitening import KINDS, Preprocess, gcn, prepare
 from tests.conftest import random_images, write_set
 
 
@@ -57,6 +59,40 @@ def test_zca_is_the_reference_s(tmp_path):
     assert close(shuffled, (flat - mean) @ matrix)
 
 
+def test_the_covariance_in_blocks_is_the_whole(tmp_path, monkeypatch):
+    monkeypatch.setattr(whitening, "GRAM_BLOCK", 50)  # 108 values: blocks of 50, 50 and 8
+    images = random_images(400, 6)
+    images[:, 2:] = images[:, :4]
+    fitted = whitening.fit_zca([write_set(tmp_path / "a", images)])
+    mean, matrix = reference_zca(reference_gcn(images))
+    assert np.allclose(fitted["mean"], mean, atol=1e-6)
+    assert close(fitted["matrix"], matrix)
+
+
+def test_standardize_is_numpy_s(tmp_path):
+    images = random_images(300, 10)
+    images[..., 1] //= 3
+    images[..., 2] = 9
+    parts = [write_set(tmp_path / "a", images[:200]), write_set(tmp_path / "b", images[200:])]
+    ours = prepare("standardize", parts, progress=False)
+    mean, deviation = images.mean(axis=(0, 1, 2)), images.std(axis=(0, 1, 2))
+    deviation[2] = 1  # of one value
+    assert close(ours(torch.from_numpy(images)), (images - mean) / deviation, 1e-5)
+
+
+@pytest.mark.slow
+def test_zca_of_real_images_is_the_reference_s(cifar_layouts, tmp_path):
+    """32×32 pixels of real CIFAR-10, against NumPy's SVD in float64."""
+    with open(cifar_layouts / "cifar-10-batches-py" / "data_batch_1", "rb") as file:
+        rows = pickle.load(file, encoding="bytes")[b"data"][:5000]
+    images = rows.reshape(-1, 3, 32, 32).transpose(0, 2, 3, 1)
+    ours = prepare("zca", [write_set(tmp_path / "a", images, shard_bytes=2**22)], progress=False)
+    flat = reference_gcn(images)
+    mean, matrix = reference_zca(flat)
+    some = np.ascontiguousarray(images[:200])
+    assert close(ours(torch.from_numpy(some)).flatten(1), (flat[:200] - mean) @ matrix)
+
+
 def test_fit_on_a_bounded_number_is_evenly_spread(tmp_path, monkeypatch):
     monkeypatch.setattr(whitening, "FIT_IMAGES", 100)
     monkeypatch.setattr(whitening, "FIT_CHUNK_VALUES", 7 * 6 * 6 * 3)
@@ -105,7 +141,7 @@ def test_shards_on_a_read_only_disk(tmp_path, monkeypatch):
 def test_saved_and_loaded(tmp_path):
     shard_set = write_set(tmp_path / "a", random_images(30, 4))
     images = torch.from_numpy(random_images(3, 4))
-    for kind in ("gcn", "zca"):
+    for kind in KINDS:
         fitted = prepare(kind, [shard_set], progress=False)
         fitted.save(tmp_path / "whitening.npz")
         loaded = Preprocess.load(tmp_path / "whitening.npz")

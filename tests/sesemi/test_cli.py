@@ -29,7 +29,12 @@ def complaint(command, *argv, status: int) -> str:
     ({"lr": "nan"}, ["--lr", "nan"]), ({"steps": 0}, ["--steps"]), ({"batch-unlabeled": 61}, ["--batch-unlabeled"]),
     ({"gpu": "3"}, ["--gpu", "3", "none for the CPU"]), ({"gpu": "x"}, ["--gpu", "x"]), ({"gpu": "-1"}, ["--gpu"]),
     ({"dataset": None}, ["--dataset", "tools.prepare"]), ({"precision": "fp8"}, ["--precision", "fp8"]),
-    ({"seed": "-1"}, ["--seed", "-1"]), ({"nonsense": 1}, ["--nonsense"])])
+    ({"seed": "-1"}, ["--seed", "-1"]), ({"dropout": "1"}, ["--dropout", "1.0"]),
+    ({"trunk-dropout": "-0.1"}, ["--trunk-dropout", "-0.1"]), ({"preprocess": "pca"}, ["--preprocess", "pca"]),
+    ({"extra": "toy", "method": "asl"}, ["--extra", "asl"]),
+    ({"extra": "toy", "batch-unlabeled": 3}, ["--batch-unlabeled", "3", "even"]),
+    ({"method": "asl", "batch-unlabeled": 10}, ["--batch-unlabeled", "10", "(8)"]),
+    ({"nonsense": 1}, ["--nonsense"])])
 def test_wrong_use(prepared, tmp_path, command, flags, words):
     line = complaint(command, *arguments(prepared, tmp_path / "run", **flags), status=2)
     for word in words:
@@ -64,6 +69,17 @@ def test_missing_and_damaged_sets(prepared, tmp_path, command):
     images = prepared / "toy" / "train" / "images-00000.npy"
     images.write_bytes(images.read_bytes()[:-100])
     assert "images-00000.npy" in complaint(command, *arguments(prepared, run), status=1)
+    assert not run.exists()
+
+
+def test_extra_images_that_are_missing_or_of_another_size(prepared, tmp_path, command):
+    run = tmp_path / "run"
+    line = complaint(command, *arguments(prepared, run, extra="nothing"), status=1)
+    assert "--extra nothing: no shard set" in line
+    assert "tinyimages-77" in complaint(command, *arguments(prepared, run, extra=77), status=1)
+    write_set(prepared / "large" / "train", random_images(20, 16))
+    line = complaint(command, *arguments(prepared, run, extra="large"), status=2)
+    assert "--extra large: images of 16×16×3 found, 12×12×3 expected" in line
     assert not run.exists()
 
 

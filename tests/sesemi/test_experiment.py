@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import threading
 
@@ -9,8 +10,10 @@ import pytest
 import torch
 
 from pipelines.loader import SemiSupervisedLoader, Stream
+from pipelines.whitening import Preprocess
 from sesemi import checkpoint, cli, experiment
 from sesemi.config import Config
+from tests.conftest import random_images, write_set
 
 RESULT_FIELDS = {"test_error", "test_images", "labels", "network", "dataset", "method", "steps", "seconds",
                  "images_per_second", "data_wait_fraction", "peak_rss_bytes", "device"}
@@ -169,6 +172,85 @@ def test_other_settings_and_other_shards_are_refused(prepared, tmp_path, command
         status, _, err = command(cli.main, *arguments_)
         assert status == 1
         assert "not the shards" in err
+
+
+@pytest.fixture
+def extra(prepared):
+    """A second set, unlabeled: 40 images of 12×12 as ``more``."""
+    return write_set(prepared / "more" / "train", random_images(40, 12, 5))
+
+
+def proxy_sets(monkeypatch) -> list:
+    """Collects what each run's proxy branch is given: a list of sources a run."""
+    given = []
+    real = experiment.SemiSupervisedLoader
+
+    def loader(labeled, unlabeled, *rest, **options):
+        given.append((labeled, unlabeled))
+        return real(labeled, unlabeled, *rest, **options)
+    monkeypatch.setattr(experiment, "SemiSupervisedLoader", loader)
+    return given
+
+
+def test_extra_images_interrupted_and_resumed(prepared, extra, tmp_path, command, monkeypatch):
+    """Half of the proxy branch's images, and of what ZCA is fitted on; to the bit as uninterrupted."""
+    flags = {"steps": 12, "extra": "more"}
+    given = proxy_sets(monkeypatch)
+    assert command(cli.main, *arguments(prepared, tmp_path / "whole", **flags))[0] == 0
+    (_, unlabeled), = given
+    assert [one.path for one in unlabeled] == [prepared / "toy" / "train", extra.path]
+    fitted_on = Preprocess.load(tmp_path / "whole" / "whitening.npz").fitted_on
+    assert fitted_on["images"] == [60, 40]
+    config = json.loads((tmp_path / "whole" / "config.json").read_text())
+    assert config["extra"] == "more"
+    assert set(config["data_fingerprints"]) == {"train", "test", "extra"}
+    with monkeypatch.context() as patch:
+        interrupt_at(patch, 5)
+        assert command(cli.main, *arguments(prepared, tmp_path / "part", **flags))[0] == 130
+    assert command(cli.main, "train", "--resume", "--run", tmp_path / "part")[0] == 0
+    whole, part = (checkpoint.load(tmp_path / name / "checkpoint.pt", torch.device("cpu"))
+                   for name in ("whole", "part"))
+    assert all(torch.equal(part["trainer"]["model"][name], value) for name, value in whole["trainer"]["model"].items())
+    assert metrics(tmp_path / "part") == metrics(tmp_path / "whole")
+    assert command(cli.main, "evaluate", tmp_path / "part")[0] == 0
+
+
+def test_a_run_with_other_extra_images_is_not_gone_on_with(prepared, extra, tmp_path, command, monkeypatch):
+    with monkeypatch.context() as patch:
+        interrupt_at(patch, 3)
+        command(cli.main, *arguments(prepared, tmp_path / "run", extra="more"))
+    shutil.rmtree(extra.path)
+    write_set(extra.path, random_images(40, 12, 6))
+    status, _, err = command(cli.main, "train", "--resume", "--run", tmp_path / "run")
+    assert status == 1
+    assert f"{extra.path}: not the shards" in err
+
+
+def test_asl_sees_the_labeled_images_only(prepared, tmp_path, command, monkeypatch):
+    given = proxy_sets(monkeypatch)
+    assert command(cli.main, *arguments(prepared, tmp_path / "run", method="asl", steps=None, epochs=2))[0] == 0
+    (labeled, unlabeled), = given
+    assert unlabeled == [labeled]
+    assert len(labeled) == 8
+    assert json.loads((tmp_path / "run" / "result.json").read_text())["steps"] == 2 * (8 // 2)
+    assert [line["step"] for line in metrics(tmp_path / "run") if line["type"] == "eval"] == [8]
+    assert Preprocess.load(tmp_path / "run" / "whitening.npz").fitted_on["images"] == [60]  # all training images
+
+
+def test_extra_by_number_goes_with_cifar_100(prepared, tmp_path, command):
+    (prepared / "toy").rename(prepared / "cifar100")
+    write_set(prepared / "tinyimages-30" / "train", random_images(30, 12, 5))
+    flags = arguments(prepared, tmp_path / "run", dataset=None, labels=None, extra=30)
+    assert command(cli.main, *flags)[0] == 0
+    result = json.loads((tmp_path / "run" / "result.json").read_text())
+    assert (result["dataset"], result["labels"]) == ("cifar100", 60)
+
+
+@pytest.mark.parametrize("preprocess", ["gcn", "standardize"])
+def test_other_preprocessing(prepared, tmp_path, command, preprocess):
+    assert command(cli.main, *arguments(prepared, tmp_path / "run", preprocess=preprocess))[0] == 0
+    assert Preprocess.load(tmp_path / "run" / "whitening.npz").kind == preprocess
+    assert command(cli.main, "evaluate", tmp_path / "run")[0] == 0
 
 
 def test_the_test_sample_is_kept(prepared, tmp_path, command):

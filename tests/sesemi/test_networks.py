@@ -23,6 +23,13 @@ def convnet_parameters() -> int:
     return sum(conv_parameters(*layer, bias=True) + 2 * layer[1] for layer in layers)
 
 
+def nin_parameters() -> int:
+    """Counted layer by layer, as for the ConvNet."""
+    layers = [(3, 192, 5), (192, 160, 1), (160, 96, 1), (96, 192, 5), (192, 192, 1), (192, 192, 1), (192, 192, 3),
+              (192, 192, 1), (192, 192, 1)]
+    return sum(conv_parameters(*layer, bias=True) + 2 * layer[1] for layer in layers)
+
+
 def wrn_parameters(depth: int, width: int) -> int:
     """Counted block by block."""
     total, inputs = conv_parameters(3, 16, 3, False) + 2 * 16, 16
@@ -38,6 +45,7 @@ def wrn_parameters(depth: int, width: int) -> int:
 
 @pytest.mark.parametrize(("name", "published", "counted", "shape"), [
     ("convnet", 3_122_560, convnet_parameters(), (128, 6, 6)),
+    ("nin", 1_005_312, nin_parameters(), (192, 8, 8)),
     ("wrn", 1_466_320, wrn_parameters(28, 2), (128, 8, 8)),
     ("wrn-10-1", 77_456, wrn_parameters(10, 1), (64, 8, 8)),
     ("wrn-16-4", None, wrn_parameters(16, 4), (256, 8, 8))])
@@ -95,3 +103,27 @@ def test_dropout_is_before_the_class_head_only():
     one, other = model(images, images), model(images, images)
     assert not torch.equal(one[0], other[0])
     assert torch.equal(one[1], other[1])
+
+
+@pytest.mark.parametrize(("name", "places"), [
+    ("convnet", ["after MaxPool2d"] * 2), ("nin", ["after MaxPool2d"] * 2), ("wrn-10-1", []),
+    ("wrn-16-1", ["after Conv2d"] * 3)])
+def test_dropout_in_the_trunk_is_where_the_reference_has_it(name, places):
+    def layers(module) -> list[nn.Module]:
+        children = list(module.children())
+        return [leaf for child in children for leaf in layers(child)] if children else [module]
+    assert not any(isinstance(layer, nn.Dropout) for layer in layers(build_trunk(name)))
+    found = layers(build_trunk(name, dropout=0.3))
+    after = [f"after {type(found[i - 1]).__name__}" for i, layer in enumerate(found) if isinstance(layer, nn.Dropout)]
+    assert after == places
+    assert {layer.p for layer in found if isinstance(layer, nn.Dropout)} <= {0.3}
+    assert count_parameters(build_trunk(name, dropout=0.3)) == count_parameters(build_trunk(name))
+
+
+@pytest.mark.parametrize("name", ["convnet", "nin", "wrn-10-1"])
+@pytest.mark.parametrize("size", [48, 64, 96])
+def test_other_image_sizes(name, size):
+    model = SesemiModel(name, 4).eval()
+    classes, proxy = model(torch.zeros(1, 3, size, size), torch.zeros(2, 3, size, size))
+    assert classes.shape == (1, 4)
+    assert proxy.shape == (2, 6)

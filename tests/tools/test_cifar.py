@@ -52,6 +52,61 @@ def test_every_layout_gives_the_source_in_source_order(pickles, cifar_layouts, l
     assert out.count("as written") == 2
 
 
+@pytest.fixture(scope="module")
+def hundred(tmp_path_factory, layouts_module):
+    """CIFAR-100's pickles, of CIFAR-100's sizes, and its binaries with the same content."""
+    folder = tmp_path_factory.mktemp("c100")
+    python, binary = folder / "cifar-100-python", folder / "cifar-100-binary"
+    python.mkdir()
+    binary.mkdir()
+    random = np.random.default_rng(0)
+    names = {"fine": [f"fine_{i}" for i in range(100)], "coarse": [f"coarse_{i}" for i in range(20)]}
+    for split, count in (("train", 50_000), ("test", 10_000)):
+        rows = random.integers(0, 256, (count, 3072), np.uint8)
+        fine = random.integers(0, 100, count)
+        (python / split).write_bytes(layouts_module.pickled(
+            fine_labels=layouts_module.integers(fine), coarse_labels=layouts_module.integers(fine // 5),
+            data=layouts_module.array(rows)))
+        labels = np.stack([fine // 5, fine], 1).astype(np.uint8)
+        np.concatenate([labels, rows], 1).tofile(binary / f"{split}.bin")
+    (python / "meta").write_bytes(layouts_module.pickled(
+        fine_label_names=layouts_module.strings(names["fine"]),
+        coarse_label_names=layouts_module.strings(names["coarse"])))
+    for kind, words in names.items():
+        (binary / f"{kind}_label_names.txt").write_text("\n".join(words) + "\n")
+    return folder
+
+
+@pytest.mark.parametrize("labels", ["fine", "coarse"])
+@pytest.mark.parametrize("layout", ["python", "binary"])
+def test_cifar_100(hundred, tmp_path, command, layout, labels):
+    flags = ["--coarse"] if labels == "coarse" else []
+    status, out, _ = command(prepare.main, "cifar100", "--source", hundred / f"cifar-100-{layout}", "--out",
+                             tmp_path / "s", *flags)
+    assert status == 0
+    classes = 20 if flags else 100
+    assert f"50,000 images of 32×32, {classes} classes" in out
+    for split, count in (("train", 50_000), ("test", 10_000)):
+        shard_set = ShardSet(tmp_path / "s" / split)
+        with open(hundred / "cifar-100-python" / split, "rb") as file:
+            content = pickle.load(file, encoding="bytes")
+        some = np.array([0, 1, count // 2, count - 1])
+        assert np.array_equal(shard_set.read(some), content[b"data"][some].reshape(-1, 3, 32, 32).transpose(0, 2, 3, 1))
+        assert shard_set.labels.tolist() == content[f"{labels}_labels".encode()]
+        assert shard_set.classes == tuple(f"{labels}_{i}" for i in range(classes))
+        assert shard_set.manifest.dataset == "cifar100"
+
+
+def test_one_cifar_given_as_the_other(hundred, pickles, tmp_path, command):
+    for name, source, other in (("cifar10", hundred / "cifar-100-python", "cifar100"),
+                                ("cifar10", hundred / "cifar-100-binary", "cifar100"),
+                                ("cifar100", pickles, "cifar10")):
+        status, _, err = command(prepare.main, name, "--source", source, "--out", tmp_path / "s")
+        assert status == 1
+        assert len(err.splitlines()) == 1
+        assert f"tools.prepare {other} reads it" in err
+
+
 def test_verify_names_the_damaged_file(pickles, tmp_path, command):
     command(prepare.main, "cifar10", "--source", pickles, "--out", tmp_path / "c10")
     path = tmp_path / "c10" / "train" / "images-00001.npy"

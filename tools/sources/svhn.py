@@ -39,7 +39,8 @@ def _count(file: Path) -> int:
     found = {name: shape for name, shape, _ in _matlab(whosmat, file)}
     for name in ("X", "y"):
         if name not in found:
-            raise DataError(f"{file}: no variable {name}; found {', '.join(sorted(found)) or 'none'}")
+            raise DataError(f"{file}: no variable {name}; found {', '.join(sorted(found)) or 'none'}; a complete file "
+                            f"has X and y")
     shape, labels = tuple(found["X"]), tuple(found["y"])
     if len(shape) != 4 or shape[:3] != IMAGE_SHAPE or labels not in ((shape[3], 1), (1, shape[3])):
         raise DataError(f"{file}: X of {shape} and y of {labels} found, (32, 32, 3, N) and (N, 1) expected")
@@ -67,10 +68,10 @@ def _batches(file: Path, count: int, labeled: bool) -> Callable[[], Batches]:
 
 def _matlab(reader: Callable, file: Path, **options):
     """Call one of SciPy's readers; DataError for what it cannot read."""
+    if not file.is_file():
+        raise DataError(f"{file}: missing; SVHN has train_32x32.mat and test_32x32.mat (cropped digits)")
     try:
         return reader(file, **options)
-    except FileNotFoundError:
-        raise DataError(f"{file}: missing; SVHN has train_32x32.mat and test_32x32.mat (cropped digits)") from None
     except NotImplementedError:
         raise DataError(f"{file}: a MATLAB 7.3 (HDF5) file; SVHN's are of version 5, download it again") from None
     except Exception as error:  # a damaged file may raise anything

@@ -105,6 +105,9 @@ def _samples(files: list[Path], images: bool) -> Iterator[tuple[str, Item]]:
                         label = _label(_content(archive, member, file), f"{file}:{member.name}")
                 if key is not None:
                     yield _sample(file, key, image, label)
+                archive.fileobj.seek(archive.offset)
+                if archive.fileobj.read(tarfile.BLOCKSIZE) != bytes(tarfile.BLOCKSIZE):  # tarfile itself stops quietly
+                    raise DataError(f"{file}: ends early, without the mark of a tar's end; copy it again")
         except (tarfile.TarError, EOFError, OSError) as error:
             raise DataError(f"{file}: not a readable tar ({error})") from None
 

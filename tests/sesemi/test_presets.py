@@ -1,0 +1,82 @@
+"""The reference's settings, each data set × network × method, as its scripts have them."""
+
+import numpy as np
+import pytest
+
+from pipelines.errors import UsageError
+from pipelines.shards import ShardSet
+from sesemi.config import Config
+from tests.conftest import random_images, write_set
+
+
+@pytest.fixture(scope="module")
+def sets(tmp_path_factory):
+    """A training and a test set of each kind of data, 40 images of 10 classes."""
+    folder = tmp_path_factory.mktemp("sets")
+    return {kind: tuple(write_set(folder / kind / split, random_images(40, 8), np.arange(40) % 10,
+                                  tuple("0123456789"), split, kind) for split in ("train", "test"))
+            for kind in ("cifar10", "cifar100", "svhn", "digits", "folder")}
+
+
+# dataset, network, method: epochs, flips, preprocess, dropout before the class head, dropout in the trunk.
+REFERENCE = [
+    ("cifar10", "convnet", "sesemi", (50, True, "zca", 0.2, 0.0)),
+    ("cifar10", "wrn", "sesemi", (50, True, "zca", 0.2, 0.0)),
+    ("cifar10", "convnet", "asl", (300, True, "zca", 0.2, 0.0)),
+    ("cifar100", "nin", "sesemi", (50, True, "zca", 0.2, 0.0)),
+    ("cifar100", "nin", "asl", (300, True, "zca", 0.2, 0.0)),
+    ("svhn", "convnet", "sesemi", (30, False, "gcn", 0.5, 0.5)),
+    ("svhn", "convnet", "asl", (300, False, "gcn", 0.5, 0.5)),
+    ("svhn", "wrn", "sesemi", (30, False, "gcn", 0.5, 0.0)),
+    ("svhn", "wrn", "asl", (300, False, "gcn", 0.2, 0.0)),
+    ("svhn", "wrn-10-1", "supervised", (30, False, "gcn", 0.5, 0.0)),
+    ("svhn", "nin", "sesemi", (30, False, "gcn", 0.2, 0.0)),
+    ("svhn", "nin", "asl", (300, False, "gcn", 0.2, 0.0))]
+
+
+@pytest.mark.parametrize(("dataset", "network", "method", "expected"), REFERENCE)
+def test_the_reference_s_settings(sets, dataset, network, method, expected):
+    config = Config(dataset, network, method, labels=20, device="cpu").resolve(*sets[dataset])
+    assert (config.epochs, config.flips, config.preprocess, config.dropout, config.trunk_dropout) == expected
+    steps_per_epoch = 20 // 16 if method == "asl" else 40 // 16
+    assert config.steps == config.epochs * steps_per_epoch
+    assert config.eval_every == (0 if method == "asl" else steps_per_epoch)
+
+
+def test_each_setting_gives_way_to_a_flag(sets):
+    flags = {"epochs": 2, "flips": True, "preprocess": "standardize", "dropout": 0.0, "trunk_dropout": 0.1,
+             "eval_every": 7}
+    config = Config("svhn", device="cpu", **flags).resolve(*sets["svhn"])
+    assert {name: getattr(config, name) for name in flags} == flags
+
+
+def test_with_extra_images_the_epoch_is_twice_as_long(sets, tmp_path):
+    train, test = sets["cifar100"]
+    extra = write_set(tmp_path / "extra", random_images(300, 8))
+    config = Config("cifar100", extra="extra", device="cpu").resolve(train, test, extra)
+    assert config.steps == 50 * (40 // 8)
+    with pytest.raises(UsageError, match="12×12×3 found, 8×8×3 expected"):
+        Config("cifar100", extra="extra", device="cpu").resolve(train, test, write_set(tmp_path / "x",
+                                                                                       random_images(9, 12)))
+
+
+@pytest.mark.parametrize(("size", "kind"), [(32, "zca"), (48, "zca"), (64, "gcn"), (96, "gcn")])
+def test_own_images_are_whitened_up_to_48_pixels(tmp_path, size, kind):
+    train, test = (write_set(tmp_path / split, random_images(16, size), np.arange(16) % 2, ("a", "b"), split,
+                             shard_bytes=2**20) for split in ("train", "test"))
+    assert Config("x", device="cpu").resolve(train, test).preprocess == kind
+    if size > 48:
+        with pytest.raises(UsageError, match=f"--preprocess: found zca for images of {size}×{size}"):
+            Config("x", preprocess="zca", device="cpu").resolve(train, test)
+
+
+def test_sets_by_number_name_and_path(tmp_path):
+    for place in ("shards/tinyimages-500/train", "shards/svhn/extra", "elsewhere/mine/train"):
+        write_set(tmp_path / place, random_images(9, 8))
+    data = str(tmp_path / "shards")
+    for extra, place in (("500", "shards/tinyimages-500/train"), ("tinyimages-500", "shards/tinyimages-500/train"),
+                         ("svhn/extra", "shards/svhn/extra"),
+                         (str(tmp_path / "elsewhere/mine"), "elsewhere/mine/train"),
+                         (str(tmp_path / "elsewhere/mine/train"), "elsewhere/mine/train")):
+        path = Config("cifar100", extra=extra, data=data).extra_path
+        assert ShardSet(path).path.resolve() == (tmp_path / place).resolve()

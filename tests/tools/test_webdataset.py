@@ -1,0 +1,101 @@
+"""WebDataset tars, as the webdataset package writes them: samples in order, labels where there are some."""
+
+import io
+import tarfile
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from pipelines.shards import ShardSet
+from tests.conftest import random_images
+from tools import prepare
+
+
+def png(image: np.ndarray) -> bytes:
+    stream = io.BytesIO()
+    Image.fromarray(image).save(stream, "png")
+    return stream.getvalue()
+
+
+def write_tar(path, members: list[tuple[str, bytes]]) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with tarfile.open(path, "w:gz" if path.name.endswith("gz") else "w") as archive:
+        for name, content in members:
+            info = tarfile.TarInfo(name)
+            info.size = len(content)
+            archive.addfile(info, io.BytesIO(content))
+
+
+def samples(images, labels=None, first=0, extension="png") -> list[tuple[str, bytes]]:
+    """Members of a tar, a sample an image: the label before the image, and something else after it."""
+    members = []
+    for number, image in enumerate(images, first):
+        key = f"some.dir/{number:06d}"
+        if labels is not None:
+            members.append((f"{key}.cls", f"{labels[number - first]}\n".encode()))
+        members += [(f"{key}.{extension}", png(image)), (f"{key}.json", b"{}")]
+    return members
+
+
+def run(command, source, tmp_path, *flags) -> tuple[int, str, str]:
+    return command(prepare.main, "wds", "--source", source, "--size", 8, "--out", tmp_path / "s", *flags)
+
+
+@pytest.mark.parametrize("layout", ["folders", "names"])
+def test_labeled_tars(tmp_path, command, layout):
+    train, test = random_images(300, 8, 1), random_images(7, 8, 2)
+    labels = np.arange(300) % 4
+    train_name, test_name = {"folders": ("train/{}.tar", "val/{}.tar.gz"),
+                             "names": ("mine-train-{}.tar", "mine-val-{}.tar")}[layout]
+    write_tar(tmp_path / "w" / train_name.format("000000"), samples(train[:270], labels[:270]))
+    write_tar(tmp_path / "w" / train_name.format("000001"), samples(train[270:], labels[270:], 270))
+    write_tar(tmp_path / "w" / test_name.format("000000"), samples(test, [3, 2, 1, 0, 3, 2, 1]))
+    status, out, _ = run(command, tmp_path / "w", tmp_path)
+    assert status == 0
+    assert "300 images of 8×8, 4 classes" in out
+    for split, images, expected in (("train", train, labels), ("test", test, [3, 2, 1, 0, 3, 2, 1])):
+        shard_set = ShardSet(tmp_path / "s" / split)
+        assert np.array_equal(shard_set.read(np.arange(len(shard_set))), images)
+        assert shard_set.labels.tolist() == list(expected)
+
+
+def test_one_unlabeled_tar(tmp_path, command):
+    images = random_images(5, 8)
+    write_tar(tmp_path / "x.tar", samples(images, extension="seg.png"))
+    assert run(command, tmp_path / "x.tar", tmp_path)[0] == 0
+    shard_set = ShardSet(tmp_path / "s" / "train")
+    assert shard_set.classes is None
+    assert np.array_equal(shard_set.read(np.arange(5)), images)
+
+
+IMAGE = png(random_images(1, 8)[0])
+
+
+@pytest.mark.parametrize(("members", "message"), [
+    ([], "no samples"), ([("a.cls", b"1")], "without an image"), ([("a.png", b"no image")], "x.tar:a: unreadable"),
+    ([("a.png", IMAGE), ("a.cls", b"cat")], "'cat' found, expected a class number"),
+    ([("a.png", IMAGE), ("a.cls", b"1"), ("b.png", IMAGE)], "x.tar:b: no cls file"),
+    ([("a.png", IMAGE), ("b.png", IMAGE), ("b.cls", b"1")], "x.tar:b: a cls file")])
+def test_wrong_samples(tmp_path, command, members, message):
+    write_tar(tmp_path / "x.tar", members)
+    status, out, err = run(command, tmp_path / "x.tar", tmp_path)
+    assert status == 1
+    assert out == ""
+    assert message in err
+    assert not (tmp_path / "s").exists() or list((tmp_path / "s").iterdir()) == []
+
+
+def test_wrong_tars(tmp_path, command):
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "junk.tar").write_bytes(b"junk" * 999)
+    write_tar(tmp_path / "two" / "train.tar", samples(random_images(2, 8), [0, 1]))
+    write_tar(tmp_path / "two" / "test.tar", samples(random_images(2, 8), [0, 2]))
+    write_tar(tmp_path / "short.tar", samples(random_images(30, 8)))
+    content = (tmp_path / "short.tar").read_bytes()
+    (tmp_path / "short.tar").write_bytes(content[:20_800])
+    for name, message in (("empty", "no tars"), ("junk.tar", "not a readable tar"), ("nowhere", "no tars"),
+                          ("two", "classes up to 2"), ("short.tar", "short.tar")):
+        status, _, err = run(command, tmp_path / name, tmp_path)
+        assert status == 1, name
+        assert message in err
