@@ -15,13 +15,17 @@ NOISE = 0.15  # standard deviation, in whitened units
 VIEWS = 6  # rotations counter-clockwise by 0, 90, 180, 270 degrees (labels 0 to 3), left-right (4), up-down (5)
 
 
-def pad_symmetric(images: torch.Tensor, by: int = MAX_SHIFT) -> torch.Tensor:
-    """(n, H, W, C) to (n, H+2·by, W+2·by, C), mirrored with the edge pixel: NumPy ``symmetric``, SciPy ``reflect``."""
-    def mirrored(size: int) -> torch.Tensor:
-        inside = torch.arange(size, device=images.device)
-        return torch.cat([inside[:by].flip(0), inside, inside[size - by:].flip(0)])
-    height, width = images.shape[1:3]
-    return images.index_select(1, mirrored(height)).index_select(2, mirrored(width))
+def fill_border(padded: torch.Tensor, by: int = MAX_SHIFT) -> None:
+    """Fill a border of ``by`` pixels around (n, H+2·by, W+2·by, C) from inside, mirrored with the edge pixel.
+
+    NumPy calls it ``symmetric``, SciPy ``reflect``. In place: on a CPU a second tensor costs more than the arithmetic.
+    """
+    height, width = padded.shape[1:3]
+    inside = slice(by, width - by)
+    padded[:, :by, inside] = padded[:, by:2 * by, inside].flip(1)
+    padded[:, height - by:, inside] = padded[:, height - 2 * by:height - by, inside].flip(1)
+    padded[:, :, :by] = padded[:, :, by:2 * by].flip(2)
+    padded[:, :, width - by:] = padded[:, :, width - 2 * by:width - by].flip(2)
 
 
 def shift_and_flip(images: DataNode, x: DataNode | float, y: DataNode | float, mirror: DataNode | int,

@@ -20,7 +20,8 @@ class StreamOptions:
         flip: mirror left to right with probability one half.
         noise: standard deviation of the Gaussian noise; 0 for none.
         steps_per_run: steps in one DALI pipeline run.
-        block_images: consecutive images read at a time; small against runs of equal content in the source.
+        block_images: consecutive images read at a time; None for 16, or fewer where a window would have fewer than
+            256 blocks: small against runs of equal content in the source, and many enough to mix.
         window_images: images on the device at a time; None for a size that suits the device.
     """
 
@@ -29,7 +30,7 @@ class StreamOptions:
     flip: bool
     noise: float = augment.NOISE
     steps_per_run: int = 8
-    block_images: int = 16
+    block_images: int | None = None
     window_images: int | None = None
 
 
@@ -105,5 +106,5 @@ def evaluation_views(pair: torch.Tensor, flip: bool, noise: float, random: torch
 
 def run_pipeline(pipeline: Pipeline, device: torch.device) -> tuple[torch.Tensor, ...]:
     """One run of a DALI pipeline; its outputs as tensors on the device, without a copy."""
-    stream = torch.cuda.current_stream(device) if device.type == "cuda" else None
+    stream = torch.cuda.current_stream(device) if device.type == "cuda" else None  # a thread's own is the default one
     return tuple(torch.from_dlpack(output.as_tensor()) for output in pipeline.run(stream))

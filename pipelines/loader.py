@@ -1,16 +1,17 @@
 """Endless, seeded, resumable batches on the device: the labeled and the unlabeled stream, and the evaluation's.
 
 A stream runs a DALI pipeline whose sources are pure functions of the run's number, so that nothing has a
-cursor. One pipeline run holds several training steps, handed out as views.
+cursor. One pipeline run holds several training steps, handed out as views; the next run is made on a thread of
+its own while they are.
 """
 
 from collections.abc import Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from dataclasses import asdict
 from typing import NamedTuple
 
 import numpy as np
 import torch
-from nvidia.dali import Pipeline
 
 from pipelines import augment
 from pipelines.augment import MAX_SHIFT, NOISE, VIEWS
@@ -25,9 +26,10 @@ from pipelines.graphs import (
 from pipelines.sampling import Order, draw_jitter, draw_shift, generator, seed_from
 from pipelines.shards import ShardSet, Subset
 from pipelines.whitening import Preprocess
-from pipelines.windows import Windows, default_window_images, to_device
+from pipelines.windows import Windows, default_window_images, padded_shape, to_device
 
 DRAWS, DALI_NOISE, TORCH_NOISE = 2, 3, 4  # what a random number is for (the order's own keys are 0 and 1)
+BLOCK_IMAGES, WINDOW_BLOCKS = 16, 256  # images read at a time at most, and blocks in a window at least
 LABELED, UNLABELED, EVALUATION = 0, 1, 2  # which stream it is for
 
 
@@ -46,6 +48,26 @@ class Batch(NamedTuple):
 
     labeled: Examples
     unlabeled: Examples | None
+
+
+def default_block_images(window_images: int) -> int:
+    """Consecutive images read at a time: few enough that a window of a sorted set is a mixture of it."""
+    return max(1, min(BLOCK_IMAGES, window_images // WINDOW_BLOCKS))
+
+
+def with_index(device: torch.device) -> torch.device:
+    """The device with its number, which DALI wants: ``cuda`` is the current GPU."""
+    if device.type == "cuda" and device.index is None:
+        return torch.device("cuda", torch.cuda.current_device())
+    return device
+
+
+class Run(NamedTuple):
+    """Some steps' batches, one after another, and DALI's state before they were made, in hexadecimal."""
+
+    images: torch.Tensor
+    labels: torch.Tensor
+    before: str
 
 
 class Stream:
@@ -70,9 +92,11 @@ class Stream:
                  seed: int, which: int, device: torch.device, threads: int = 1, in_graph: bool | None = None):
         if options.batch % len(sources) or (len(sources) > 1 and not options.views):
             raise ValueError(f"batches of {options.batch} from {len(sources)} sources")
+        device = with_index(device)
         shape = sources[0].image_shape
         window_images = options.window_images or default_window_images(shape, device)
-        self.orders = tuple(Order(len(source), window_images, options.block_images, seed_from(seed, which, number))
+        blocks = options.block_images or default_block_images(window_images)
+        self.orders = tuple(Order(len(source), window_images, blocks, seed_from(seed, which, number))
                             for number, source in enumerate(sources))
         self.options = options
         on_device = preprocess.to(device)
@@ -85,7 +109,9 @@ class Stream:
         self._device, self._threads = device, threads
         self._in_graph = device.type == "cuda" if in_graph is None else in_graph
         self._proxy_labels = torch.arange(VIEWS, device=device).repeat(options.batch)
-        self._pipeline: Pipeline | None = None
+        self._staging = torch.empty(0)  # where runs are gathered before DALI copies them; the CPU's only
+        self._worker = ThreadPoolExecutor(1, thread_name_prefix="stream")  # the one thread that calls the pipeline
+        self._next: Future[Run] | None = None
         self._start(step=0, checkpoint=None)
 
     @property
@@ -99,16 +125,17 @@ class Stream:
     def __next__(self) -> Examples:
         inside = self._step % self.options.steps_per_run
         if self._run is None or inside == 0:
-            self._run = self._next_run()
+            self._run = self._ahead().result()
+            self._next = self._submit(self._step // self.options.steps_per_run + 1)
         self._step += 1
-        images, labels = (part.chunk(self.options.steps_per_run)[inside] for part in self._run)
+        images, labels = (part.chunk(self.options.steps_per_run)[inside] for part in self._run[:2])
         return Examples(images, self._proxy_labels if self.options.views else labels)
 
     def state_dict(self) -> dict:
         """Everything needed to go on after the batch delivered last: numbers and strings."""
-        if self._run is None or self._step % self.options.steps_per_run == 0:
-            self._before_run = self._checkpoint()
-        return {"step": self._step, "dali": self._before_run, **self._identity()}
+        at_boundary = self._run is None or self._step % self.options.steps_per_run == 0
+        run = self._ahead().result() if at_boundary else self._run
+        return {"step": self._step, "dali": run.before, **self._identity()}
 
     def load_state_dict(self, state: dict) -> None:
         """Go on where ``state`` was taken. Raises ValueError where it belongs to another stream."""
@@ -119,19 +146,21 @@ class Stream:
 
     def close(self) -> None:
         """Let go of windows and threads; the stream delivers no more."""
+        self._worker.shutdown(wait=True, cancel_futures=True)
         for windows in self._windows:
             windows.close()
-        self._pipeline = None
-        self._run = None
+        self._pipeline = self._next = self._run = None
 
     def _identity(self) -> dict:
         orders = [{name: value for name, value in asdict(order).items() if name != "seed"} for order in self.orders]
         return {"key": list(self._key), "in_graph": self._in_graph, **asdict(self.options), "orders": orders}
 
     def _start(self, step: int, checkpoint: str | None) -> None:
+        if self._next is not None:
+            wait([self._next])  # the old pipeline may be at work on the windows
         self._step = step
-        self._run: tuple[torch.Tensor, torch.Tensor] | None = None
-        self._before_run = checkpoint
+        self._run: Run | None = None
+        self._next = None  # made when first asked for: a stream that is about to be put elsewhere loads nothing
         self._pipeline = training_graph(
             self._source_images, self._source_draws, size=self._size, options=self.options,
             device_id=self._device.index if self._device.type == "cuda" else None, in_graph=self._in_graph,
@@ -139,38 +168,44 @@ class Stream:
             checkpoint=None if checkpoint is None else bytes.fromhex(checkpoint))
         self._built = False
 
-    def _checkpoint(self) -> str:
-        """DALI's state before the next run: which run that is, and its own noise."""
-        self._build()
-        return self._pipeline.checkpoint().hex()
+    def _ahead(self) -> "Future[Run]":
+        """The run that follows, made or in the making."""
+        if self._next is None:
+            self._next = self._submit(self._step // self.options.steps_per_run)
+        return self._next
 
-    def _build(self) -> None:
+    def _submit(self, number: int) -> "Future[Run]":
+        return self._worker.submit(self._make_run, number)
+
+    def _make_run(self, number: int) -> Run:
+        """On the worker's thread: run ``number`` of the pipeline, which makes them in order."""
         if not self._built:
             self._pipeline.build()
             self._built = True
-
-    def _next_run(self) -> tuple[torch.Tensor, torch.Tensor]:
-        self._before_run = self._checkpoint()
+        before = self._pipeline.checkpoint().hex()
         images, labels = run_pipeline(self._pipeline, self._device)
         if not self._in_graph:
             if self.options.noise:
-                run = self._step // self.options.steps_per_run
-                random = torch.Generator().manual_seed(seed_from(*self._key, TORCH_NOISE, run))
+                random = torch.Generator().manual_seed(seed_from(*self._key, TORCH_NOISE, number))
                 images = augment.add_noise_torch(images, self.options.noise, random)
             if self.options.views:
                 images = augment.six_views_torch(images)
         if self.options.views:
             images = images.flatten(0, 1)
-        return images.permute(0, 3, 1, 2), labels
+        return Run(images.permute(0, 3, 1, 2), labels, before)
 
     def _source_images(self, info) -> np.ndarray | torch.Tensor:
         count = self._run_images // len(self._windows)  # of each source, in one run
-        parts = [windows.gather(info.iteration * count, count) for windows in self._windows]
+        out = self._staging if len(self._windows) == 1 and len(self._staging) else None
+        parts = [windows.gather(info.iteration * count, count, out) for windows in self._windows]
         if len(parts) == 1:
             images = parts[0]
         else:  # step by step: so many of the first source, so many of the next
             images = torch.cat([part.unflatten(0, (self.options.steps_per_run, -1)) for part in parts], 1).flatten(0, 1)
-        return images if images.is_cuda else images.numpy()
+        if images.is_cuda:
+            return images
+        self._staging = images  # DALI copies at once, so the memory can serve again
+        return images.numpy()
 
     def _source_draws(self, info) -> list[np.ndarray]:
         random = generator(*self._key, DRAWS, info.iteration)
@@ -252,7 +287,7 @@ class EvaluationLoader:
 
     def __init__(self, source: ShardSet | Subset, preprocess: Preprocess, *, flip: bool, seed: int = 0,
                  device: torch.device | str = "cpu", noise: float = NOISE, threads: int = 1):
-        self._device = torch.device(device)
+        self._device = with_index(torch.device(device))
         self._source, self._preprocess = source, preprocess.to(self._device)
         self._labels = torch.from_numpy(source.labels.astype(np.int64))
         self._flip, self._noise, self._seed, self._threads = flip, noise, seed, threads
@@ -285,7 +320,9 @@ class EvaluationLoader:
                          min(len(self._source), (info.iteration + 1) * EVALUATION_IMAGES))
 
     def _source_images(self, info) -> np.ndarray | torch.Tensor:
-        images = to_device(self._source.read(self._indices(info)), self._preprocess, self._device)
+        pixels = self._source.read(self._indices(info))
+        images = torch.empty(padded_shape(len(pixels), self._source.image_shape), device=self._device)
+        to_device(pixels, self._preprocess, images)
         return images if images.is_cuda else images.numpy()
 
     def _source_draws(self, info) -> list[np.ndarray]:

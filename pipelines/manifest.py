@@ -81,7 +81,7 @@ class Manifest:
         """Parse and check a manifest; raises DataError naming ``path`` and the first thing that is wrong."""
         try:
             raw = json.loads(text)
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             raise DataError(f"{path}: not valid JSON ({error}); prepare the set again") from None
         if not isinstance(raw, dict) or raw.get("format") != FORMAT:
             raise DataError(f"{path}: not a manifest of format {FORMAT!r}")

@@ -65,9 +65,9 @@ class Order:
     """The order in which an endless stream delivers ``num_images`` images, every one exactly once an epoch.
 
     Blocks of ``block_images`` consecutive images are permuted anew each epoch; runs of permuted blocks form
-    windows of at most ``window_images`` images, equal to within a block, and each window is permuted image by
-    image. What is loaded at a time is a window; what is read at a time is a block. Of ``ranks`` processes,
-    each takes a contiguous, disjoint share of the permuted blocks.
+    windows of at most ``window_images`` images (a block at least), equal to within a block, and each window is
+    permuted image by image. What is loaded at a time is a window; what is read at a time is a block. Of ``ranks``
+    processes, each takes a contiguous, disjoint share of the permuted blocks.
     """
 
     num_images: int

@@ -15,6 +15,7 @@ from collections.abc import Callable, Iterator, Sequence
 from functools import cached_property
 from itertools import pairwise
 from pathlib import Path
+from tokenize import TokenError
 from typing import Protocol
 
 import numpy as np
@@ -25,6 +26,7 @@ from pipelines.sampling import evenly_spread
 
 LABEL_DTYPE = np.dtype("<i4")
 SAMPLE_IMAGES = 256  # of a raw file that are hashed
+UNFINISHED = (".partial", ".old")  # folders that a killed conversion may leave
 
 
 class ImageSource(Protocol):
@@ -53,6 +55,7 @@ class Extents:
     def __init__(self, paths: Sequence[Path], offsets: np.ndarray, counts: np.ndarray,
                  image_shape: tuple[int, int, int], layout: str = "HWC"):
         self.image_shape = image_shape
+        self._files: dict[Path, tuple[int, int]] = {}  # those read so far: inode and time of the last change
         self._paths, self._offsets, self._layout = paths, offsets, layout
         self._starts = np.concatenate([[0], np.cumsum(counts)])
 
@@ -98,6 +101,7 @@ class Extents:
                         os.close(descriptor)
                     opened, descriptor = None, -1
                     opened, descriptor = path, os.open(path, os.O_RDONLY)
+                    self.check_unchanged(path, os.fstat(descriptor))
                 view, offset = memoryview(out[first:last].reshape(-1)), int(offsets[first])
                 while view:
                     got = os.preadv(descriptor, [view], offset)
@@ -107,6 +111,13 @@ class Extents:
         finally:
             if descriptor >= 0:
                 os.close(descriptor)
+
+
+    def check_unchanged(self, path: Path, stat: os.stat_result) -> None:
+        """Raise DataError where a file is not the one that it was when it was first looked at."""
+        found = stat.st_ino, stat.st_mtime_ns
+        if self._files.setdefault(path, found) != found:
+            raise DataError(f"{path}: replaced or changed while in use; start again")
 
 
 def sample_hash(images: ImageSource) -> str:
@@ -138,8 +149,8 @@ class ShardSet:
         self.image_shape = self.manifest.image_shape
         self.classes = self.manifest.classes
         self.fingerprint = self.manifest.fingerprint
-        self._check_sizes()
         self._extents = self._find_extents()
+        self._check_sizes()
 
     def __len__(self) -> int:
         return self.manifest.num_images
@@ -187,17 +198,19 @@ class ShardSet:
             files.append((Path(self.manifest.raw.path), self.manifest.raw.bytes))
         for path, expected in files:
             try:
-                size = path.stat().st_size
+                stat = path.stat()
             except FileNotFoundError:
                 raise DataError(f"{path}: missing; prepare the set again") from None
-            if size != expected:
-                raise DataError(f"{path}: {size} bytes found, {expected} expected; prepare the set again")
+            if stat.st_size != expected:
+                raise DataError(f"{path}: {stat.st_size} bytes found, {expected} expected; prepare the set again")
+            self._extents.check_unchanged(path, stat)
 
     def damage(self, progress: Callable[[int], object] = lambda count: None) -> Iterator[str]:
         """Recount and rehash every file, of a raw one a sample; yields one line for each that is not as written.
 
         ``progress`` is called with the bytes of each piece hashed.
         """
+        damaged = False
         if self.manifest.raw is not None:
             if sample_hash(self) != self.manifest.raw.sample_sha256:
                 yield f"{self.manifest.raw.path}: a sample of its images is not as it was; prepare the set again"
@@ -214,13 +227,14 @@ class ShardSet:
                         digest.update(piece)
                         progress(len(piece))
                 if digest.hexdigest() != file.sha256:
+                    damaged = True
                     yield f"{path}: SHA-256 {digest.hexdigest()[:12]}… found, {file.sha256[:12]}… expected"
                     continue
                 try:
                     load_array(path, dtype, shape)
                 except DataError as error:
                     yield str(error)
-        if self.classes is not None:
+        if self.classes is not None and not damaged:
             try:
                 _ = self.labels
             except DataError as error:
@@ -229,7 +243,8 @@ class ShardSet:
 
 def find_sets(path: Path) -> list[Path]:
     """The shard sets at ``path``: itself, or ``train``, ``test``, ... inside it. DataError where there is none."""
-    sets = sorted(manifest.parent for manifest in [path / MANIFEST, *path.glob(f"*/{MANIFEST}")] if manifest.exists())
+    sets = sorted(manifest.parent for manifest in [path / MANIFEST, *path.glob(f"*/{MANIFEST}")]
+                  if manifest.exists() and manifest.parent.suffix not in UNFINISHED)
     if not sets:
         raise DataError(f"{path}: no shard set here ({MANIFEST} not found); python -m tools.prepare makes one")
     return sets
@@ -261,7 +276,7 @@ def load_array(path: Path, dtype: np.dtype | type, shape: tuple[int, ...]) -> np
     """Open a .npy file (memory-mapped) that must hold exactly this type and shape; DataError otherwise."""
     try:
         array = np.load(path, mmap_mode="r", allow_pickle=False)
-    except (ValueError, EOFError, OSError) as error:
+    except (ValueError, EOFError, OSError, SyntaxError, TokenError) as error:  # NumPy parses headers as Python
         raise DataError(f"{path}: not a readable .npy file ({error})") from None
     if array.dtype != dtype or array.shape != shape:
         raise DataError(f"{path}: {array.dtype} {array.shape} found, {np.dtype(dtype)} {shape} expected")

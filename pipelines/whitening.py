@@ -45,7 +45,7 @@ def gcn(images: torch.Tensor) -> torch.Tensor:
     flat = flat - flat.mean(dim=1, keepdim=True)
     norm = torch.linalg.vector_norm(flat, dim=1, keepdim=True)
     norm = torch.where(norm < 255 * EPSILON, torch.ones_like(norm), norm)
-    return flat * (GCN_NORM * math.sqrt(flat.shape[1] / GCN_VALUES) / norm)
+    return flat.mul_(GCN_NORM * math.sqrt(flat.shape[1] / GCN_VALUES) / norm)
 
 
 def zca_matrix(covariance: torch.Tensor) -> torch.Tensor:
@@ -110,7 +110,7 @@ class Preprocess:
                 return cls(str(file["kind"]), shape, fitted, json.loads(str(file["fitted_on"])))
         except FileNotFoundError:
             raise DataError(f"{path}: missing; it holds the whitening this run was trained with") from None
-        except (ValueError, KeyError, OSError, EOFError, zipfile.BadZipFile) as error:
+        except (ValueError, KeyError, TypeError, OSError, EOFError, zipfile.BadZipFile) as error:
             raise DataError(f"{path}: not a whitening file ({error}); delete it to have it fitted again") from None
 
 

@@ -5,38 +5,47 @@ GCN, ZCA, the mirrored border. The next window is prepared in the background whi
 source that fits one window is loaded once and stays.
 """
 
+import math
 from concurrent.futures import Future, ThreadPoolExecutor
 from functools import lru_cache
+from itertools import groupby
 
 import numpy as np
 import torch
 
-from pipelines.augment import MAX_SHIFT, pad_symmetric
+from pipelines.augment import MAX_SHIFT, fill_border
 from pipelines.sampling import Order
 from pipelines.shards import ImageSource
 from pipelines.whitening import Preprocess
 
 CPU_WINDOW_BYTES = 64 * 2**20
 GPU_WINDOW_BYTES = 2**30
-CHUNK = 1024  # images normalised at a time, so that intermediate results stay small
+CACHED_ROWS = 2**17  # of windows' permutations, 16 bytes each
+CHUNK_VALUES = {"cpu": 256 * 3072, "cuda": 4096 * 3072}  # normalised at a time: what fits the caches; what is little
 
 
 def default_window_images(image_shape: tuple[int, int, int], device: torch.device) -> int:
     """Images in a window: 64 MiB of padded float32 on the CPU; on a GPU 1 GiB, or a 16th of a small one."""
-    height, width, channels = image_shape
     budget = CPU_WINDOW_BYTES
     if device.type == "cuda":
         budget = min(GPU_WINDOW_BYTES, torch.cuda.get_device_properties(device).total_memory // 16)
-    return max(1, budget // ((height + 2 * MAX_SHIFT) * (width + 2 * MAX_SHIFT) * channels * 4))
+    return max(1, budget // (4 * math.prod(padded_shape(1, image_shape))))
 
 
-def to_device(images: np.ndarray, preprocess: Preprocess, device: torch.device) -> torch.Tensor:
-    """uint8 (n, H, W, C) to normalised, mirror-padded float32 (n, H+4, W+4, C) on the device, chunk by chunk."""
-    height, width, channels = images.shape[1:]
-    out = torch.empty((len(images), height + 2 * MAX_SHIFT, width + 2 * MAX_SHIFT, channels), device=device)
-    for first in range(0, len(images), CHUNK):
-        pixels = torch.from_numpy(images[first:first + CHUNK]).to(device)
-        out[first:first + CHUNK] = pad_symmetric(preprocess(pixels))
+def padded_shape(count: int, image_shape: tuple[int, int, int]) -> tuple[int, int, int, int]:
+    """Of ``count`` images with their border."""
+    height, width, channels = image_shape
+    return count, height + 2 * MAX_SHIFT, width + 2 * MAX_SHIFT, channels
+
+
+def to_device(images: np.ndarray, preprocess: Preprocess, out: torch.Tensor) -> torch.Tensor:
+    """Normalise and mirror-pad images, uint8 (n, H, W, C), into ``out``, float32 (n, H+4, W+4, C); returns ``out``."""
+    inside = slice(MAX_SHIFT, -MAX_SHIFT)
+    step = max(1, CHUNK_VALUES[out.device.type] // images[:1].size)
+    for first in range(0, len(images), step):
+        part = out[first:first + step]
+        part[:, inside, inside] = preprocess(torch.from_numpy(images[first:first + step]).to(out.device))
+        fill_border(part)
     return out
 
 
@@ -53,7 +62,9 @@ class Windows:
         self.loaded = 0  # windows read so far
         self._source, self._order, self._preprocess, self._device = source, order, preprocess, device
         self._contents: dict[tuple[int, int], Future] = {}
-        self._window = lru_cache(maxsize=4)(order.window)
+        self._free: list[torch.Tensor] = []
+        # Small sets have many epochs, so many windows, in one run of a pipeline.
+        self._window = lru_cache(max(4, CACHED_ROWS // min(order.window_images, order.epoch_images)))(order.window)
         self._worker = ThreadPoolExecutor(1, thread_name_prefix="window")
         self._stream = torch.cuda.Stream(device) if device.type == "cuda" else None
 
@@ -65,8 +76,8 @@ class Windows:
             parts.append(indices[permutation[segment.first:segment.last]])
         return np.concatenate(parts)
 
-    def gather(self, position: int, count: int) -> torch.Tensor:
-        """The padded images at those positions: float32 (count, H+4, W+4, C), contiguous, the caller's own."""
+    def gather(self, position: int, count: int, out: torch.Tensor | None = None) -> torch.Tensor:
+        """The padded images at those positions, float32 (count, H+4, W+4, C), into ``out`` where it is given."""
         segments = self._order.segments(position, count)
         last = segments[-1]
         wanted = [(segment.epoch, segment.window) for segment in segments]
@@ -74,32 +85,59 @@ class Windows:
         if 2 * last.last >= end - start:  # half drawn: have the next one ready in time
             wrap = last.window + 1 == self._order.windows
             wanted.append((last.epoch + 1, 0) if wrap else (last.epoch, last.window + 1))
-        self._contents = {self._key(*which): self._contents.get(self._key(*which)) or
-                          self._worker.submit(self._load, *which) for which in wanted}
-        images = []
-        for segment in segments:
-            _, permutation = self._window(segment.epoch, segment.window)
-            rows = torch.from_numpy(permutation[segment.first:segment.last]).to(self._device)
-            window = self._contents[self._key(segment.epoch, segment.window)].result()
-            images.append(window.index_select(0, rows))
-        return images[0] if len(images) == 1 else torch.cat(images)
+        self._want([self._key(*which) for which in wanted])
+        if out is None:
+            out = torch.empty(padded_shape(count, self._source.image_shape), device=self._device)
+        done = 0
+        for key, parts in groupby(segments, lambda segment: self._key(segment.epoch, segment.window)):
+            rows = np.concatenate([self._window(part.epoch, part.window)[1][part.first:part.last] for part in parts])
+            window = self._contents[key].result()
+            torch.index_select(window, 0, self._upload(rows), out=out[done:done + len(rows)])
+            done += len(rows)
+        return out
 
     def close(self) -> None:
         """Let go of the windows and of the background thread."""
         self._worker.shutdown(wait=True, cancel_futures=True)
         self._contents.clear()
+        self._free.clear()
+
+    def _upload(self, rows: np.ndarray) -> torch.Tensor:
+        rows = torch.from_numpy(rows)
+        if self._device.type == "cpu":
+            return rows
+        return rows.pin_memory().to(self._device, non_blocking=True)  # else the host waits for all that is queued
 
     def _key(self, epoch: int, window: int) -> tuple[int, int]:
         return (0, 0) if self._order.windows == 1 else (epoch, window)
+
+    def _want(self, keys: list[tuple[int, int]]) -> None:
+        """Have these windows loading or loaded, and no others; the memory of those that go is used again."""
+        for key in [key for key in self._contents if key not in keys]:
+            gone = self._contents.pop(key)
+            if self._stream is None and not gone.cancel() and gone.exception() is None:
+                self._free.append(gone.result())
+        for key in keys:
+            if key not in self._contents:
+                self._contents[key] = self._worker.submit(self._load, *key)
 
     def _load(self, epoch: int, window: int) -> torch.Tensor:
         indices, _ = self._order.window(epoch, window)
         pixels = self._source.read(indices)
         self.loaded += 1
-        if self._stream is None:
-            return to_device(pixels, self._preprocess, self._device)
+        if self._stream is None:  # fresh pages would cost the CPU more than the normalisation
+            window_images = self._free.pop() if self._free else self._empty()
+            to_device(pixels, self._preprocess, window_images[:len(pixels)])
+            return window_images
         with torch.cuda.device(self._device), torch.cuda.stream(self._stream):
-            window_images = to_device(pixels, self._preprocess, self._device)
+            # A new tensor each time: the allocator keeps the memory, and knows when the drawing stream is done with it.
+            window_images = self._empty()
+            to_device(pixels, self._preprocess, window_images[:len(pixels)])
         self._stream.synchronize()  # this thread waits, so that the drawing one need not
         window_images.record_stream(torch.cuda.current_stream(self._device))
         return window_images
+
+    def _empty(self) -> torch.Tensor:
+        """Memory for any window of this source."""
+        count = min(self._order.window_images, self._order.epoch_images)
+        return torch.empty(padded_shape(count, self._source.image_shape), device=self._device)

@@ -5,6 +5,7 @@ import io
 import math
 import os
 import shutil
+from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
@@ -24,7 +25,7 @@ class ShardWriter:
     that folder to ``path``. Leaving it otherwise, or by an exception, removes what was written.
 
     Raises:
-        UsageError: ``path`` exists and ``replace`` is False.
+        UsageError: ``path`` exists and ``replace`` is False, or it holds something else than a shard set.
         DataError: images of another shape or type, labels out of range or absent, or no image at all.
     """
 
@@ -46,8 +47,12 @@ class ShardWriter:
         self._labels = None if classes is None else np.empty(capacity, LABEL_DTYPE)
 
     def __enter__(self) -> "ShardWriter":
-        if self.path.exists() and not self._replace:
-            raise UsageError(f"{self.path} exists already; --force replaces it")
+        if self.path.exists():
+            if not (self.path / MANIFEST).exists() and (not self.path.is_dir() or any(self.path.iterdir())):
+                raise UsageError(f"{self.path} exists and is no shard set; choose another --out")
+            if not self._replace:
+                raise UsageError(f"{self.path} exists already; --force replaces it")
+        self._created = [folder for folder in self.partial.parents if not folder.exists()]
         if self.partial.exists():
             shutil.rmtree(self.partial)  # what a killed conversion left
         self.partial.mkdir(parents=True)
@@ -107,10 +112,18 @@ class ShardWriter:
         return manifest
 
     def __exit__(self, kind, value, traceback) -> None:
-        if kind is not None or not self._finished:
+        try:
+            if kind is None and self._finished:
+                self._appear()
+        finally:
             shutil.rmtree(self.partial, ignore_errors=True)
-            return
+            for folder in self._created:  # those that hold nothing go again, the innermost first
+                with suppress(OSError):
+                    folder.rmdir()
+
+    def _appear(self) -> None:
         old = self.path.with_name(self.path.name + ".old")
+        shutil.rmtree(old, ignore_errors=True)  # what a killed conversion left
         if self.path.exists():
             os.replace(self.path, old)
         os.replace(self.partial, self.path)

@@ -1,7 +1,6 @@
 """Checkpoints: everything a run needs to go on, in one file that is whole or absent."""
 
-import pickle
-import zipfile
+from contextlib import contextmanager
 from pathlib import Path
 
 import torch
@@ -21,9 +20,19 @@ def load(path: Path, device: torch.device) -> dict:
         return torch.load(path, map_location=device, weights_only=True)
     except FileNotFoundError:
         raise DataError(f"{path}: no checkpoint here; has the run started, and reached its first checkpoint?") from None
-    except (RuntimeError, pickle.UnpicklingError, EOFError, zipfile.BadZipFile, ValueError, KeyError) as error:
+    except Exception as error:  # a damaged file may have PyTorch raise anything
         reason = str(error).partition("\n")[0]
         raise DataError(f"{path}: not a readable checkpoint ({reason})") from None
+
+
+@contextmanager
+def fits(path: Path):
+    """While inside, what a checkpoint of another run raises becomes a DataError of one line."""
+    try:
+        yield
+    except (KeyError, TypeError, ValueError, AttributeError, RuntimeError) as error:
+        reason = str(error).strip().partition("\n")[0]
+        raise DataError(f"{path}: does not fit this run ({type(error).__name__}: {reason})") from None
 
 
 def random_state(device: torch.device) -> dict:

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from pipelines import errors
-from pipelines.errors import Parser, UsageError
+from pipelines.errors import DataError, Parser, UsageError
 from sesemi.config import METHODS, PRECISIONS, PREPROCESS, Config, parse_device
 from sesemi.networks import NAMES
 
@@ -20,7 +20,7 @@ EVALUATE_EXAMPLE = """example:
   python -m sesemi evaluate runs/try
 """
 EXTRA_DATASET = "cifar100"  # what goes with --extra N, as in the reference
-CHANGEABLE = {"run", "device", "log_every", "checkpoint_every"}  # settings that a resumed run may change
+CHANGEABLE = {"run", "log_every", "checkpoint_every"}  # settings that a resumed run may change, and which GPU
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -91,7 +91,12 @@ def train_command(given: dict) -> int:
         if "run" not in given:
             raise UsageError("--resume: which run? give its folder by --run")
         folder = RunFolder(given["run"])
-        config = experiment.load_config(folder, given.get("device"))
+        device = given.pop("device", None)
+        config = experiment.load_config(folder, device)
+        started = str(folder.read(folder.config)["device"])
+        if config.device.partition(":")[0] != started.partition(":")[0]:
+            raise UsageError(f"--gpu: {folder.path} was started on {started}; on another kind of device its batches "
+                             f"would differ")
         for name, value in given.items():
             if name not in CHANGEABLE and getattr(config, name) != value:
                 raise UsageError(f"--{name.replace('_', '-')}: found {value}, but {folder.path} was started with "
@@ -124,10 +129,13 @@ def evaluate_command(given: dict) -> int:
 
 
 def describe(result: dict) -> str:
-    """A result in one line."""
-    return (f"test error {result['test_error']:.4f} on {result['test_images']:,} images: {result['method']}, "
-            f"{result['network']}, {result['labels']:,} labels, {result['steps']:,} steps in "
-            f"{result['seconds']:,.0f} s ({result['images_per_second']:,.0f} images/s)")
+    """A result in one line; raises DataError for what is none."""
+    try:
+        return (f"test error {result['test_error']:.4f} on {result['test_images']:,} images: {result['method']}, "
+                f"{result['network']}, {result['labels']:,} labels, {result['steps']:,} steps in "
+                f"{result['seconds']:,.0f} s ({result['images_per_second']:,.0f} images/s)")
+    except (KeyError, TypeError, ValueError) as error:
+        raise DataError(f"result.json: not the result of a run ({type(error).__name__}: {error})") from None
 
 
 def _say_device() -> None:

@@ -6,11 +6,12 @@ from pathlib import Path
 
 import torch
 
-from pipelines.augment import NOISE
+from pipelines.augment import MAX_SHIFT, NOISE
 from pipelines.errors import DataError, UsageError
 from pipelines.manifest import MANIFEST
 from pipelines.sampling import class_balanced_subset
 from pipelines.shards import ShardSet
+from sesemi.model import SesemiModel
 from sesemi.networks import build_trunk
 from sesemi.presets import preset_for
 
@@ -72,6 +73,8 @@ class Config:
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise UsageError(f"--{name.replace('_', '-')}: found {value}, expected at least 1")
+        if not 0 <= self.seed < 2**63:
+            raise UsageError(f"--seed: found {self.seed}, expected 0 to 2^63 − 1")
         if not 0 < self.lr < float("inf"):
             raise UsageError(f"--lr: found {self.lr}, expected a positive number")
         for name in ("dropout", "trunk_dropout"):
@@ -121,14 +124,20 @@ class Config:
 
     def resolve(self, train: ShardSet, test: ShardSet, extra: ShardSet | None = None) -> "Config":
         """This configuration with nothing left open; raises UsageError where the data does not allow it."""
-        height, width, _ = train.image_shape
+        height, width, channels = train.image_shape
         if train.classes is None:
             raise UsageError(f"--dataset {self.dataset}: {train.path} has no labels; prepare it from train/<class>/")
         if (test.classes, test.image_shape) != (train.classes, train.image_shape):
             raise UsageError(f"--dataset {self.dataset}: {test.path} has other classes or another image size than "
                              f"{train.path}; prepare both together")
-        if height != width:
-            raise UsageError(f"--dataset {self.dataset}: images of {height}×{width}, square ones expected")
+        if height != width or height < 2 * MAX_SHIFT:
+            raise UsageError(f"--dataset {self.dataset}: images of {height}×{width}, square ones of at least "
+                             f"{2 * MAX_SHIFT} pixels expected")
+        try:
+            with torch.device("meta"):
+                SesemiModel(self.network, 2, channels=channels).eval()(torch.empty(1, channels, height, width))
+        except RuntimeError:
+            raise UsageError(f"--network {self.network}: images of {_size(train)} are too small for it") from None
         if extra is not None and extra.image_shape != train.image_shape:
             raise UsageError(f"--extra {self.extra}: images of {_size(extra)} found, {_size(train)} expected as in "
                              f"{train.path}")

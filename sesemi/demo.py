@@ -24,7 +24,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--seeds", type=errors.positive_int, default=2, help="runs a method (default: %(default)s)")
     parser.add_argument("--data", type=Path, default=Path("shards"), help="prepared sets (default: %(default)s)")
     parser.add_argument("--runs", type=Path, default=Path("runs/demo"),
-                        help="folder for the runs; emptied first (default: %(default)s)")
+                        help="folder for the runs; those of an earlier demo are replaced (default: %(default)s)")
     options = parser.parse_args(argv)
 
     from sesemi import experiment  # after parsing: --help should not wait for DALI
@@ -34,11 +34,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     device = parse_device(options.gpu)
     if not (options.data / "digits" / "train" / MANIFEST).exists():
         prepare.prepare(digits.read(), options.data / "digits", replace=True)
-    shutil.rmtree(options.runs, ignore_errors=True)
     results = {method: [] for method in METHODS}
     for seed in range(options.seeds):
         for method in METHODS:
             run = options.runs / f"{method}-seed{seed}"
+            shutil.rmtree(run, ignore_errors=True)
             print(f"{method}, seed {seed}: {options.steps} steps with {LABELS} labels", flush=True)
             results[method].append(experiment.train(Config(
                 dataset="digits", network="wrn-10-1", method=method, labels=LABELS, steps=options.steps,

@@ -48,21 +48,17 @@ def train(config: Config, resume: bool = False) -> dict:
         sets["extra"] = ShardSet(config.extra_path)
     config = config.resolve(**sets)
     folder = RunFolder(config.run)
-    identity = {name: shard_set.fingerprint for name, shard_set in sets.items()}
     if resume:
-        for name, saved in folder.read(folder.config)["data_fingerprints"].items():
-            if identity[name] != saved:
-                raise DataError(f"{sets[name].path}: not the shards that {folder.path} began with; "
-                                f"start a new --run")
+        for name, shard_set in sets.items():
+            if saved_fingerprint(folder, name) != shard_set.fingerprint:
+                raise DataError(f"{shard_set.path}: not the shards that {folder.path} began with; start a new --run")
         preprocess = Preprocess.load(folder.whitening)
     else:
         _refuse_existing(folder)
-        folder.path.mkdir(parents=True, exist_ok=True)
         fitted_on = [shard_set for name, shard_set in sets.items() if name != "test"]
         preprocess = whitening.prepare(config.preprocess, fitted_on, config.device)
+        folder.path.mkdir(parents=True, exist_ok=True)
         preprocess.save(folder.whitening)
-    folder.write(folder.config, {**config.as_dict(), "data_fingerprints": identity, "versions": versions(),
-                                 "device_name": device_name(torch.device(config.device))})
     with ExitStack() as stack:
         return _train(config, folder, preprocess, sets, resume, stack)
 
@@ -85,14 +81,14 @@ def _train(config: Config, folder: RunFolder, preprocess: Preprocess, sets: dict
     latest = {"step": 0}
     if resume:
         state = checkpoint.load(folder.checkpoint, device)
-        try:
+        with checkpoint.fits(folder.checkpoint):
             trainer.load_state_dict(state["trainer"])
             loader.load_state_dict(state["loader"])
-        except (KeyError, ValueError, RuntimeError) as error:
-            reason = str(error).partition("\n")[0]
-            raise DataError(f"{folder.checkpoint}: does not fit this run ({reason})") from None
-        checkpoint.restore_random_state(state["random"], device)
-        latest = state["evaluation"]
+            checkpoint.restore_random_state(state["random"], device)
+            latest = state["evaluation"]
+    folder.write(folder.config, {  # not before the checkpoint was found to fit
+        **config.as_dict(), "data_fingerprints": {name: one.fingerprint for name, one in sets.items()},
+        "versions": versions(), "device_name": device_name(device)})
     log = MetricsLog(folder, trainer.step)
     stack.callback(log.close)
     bar = stack.enter_context(progress_bar(config.steps, " steps", "training", initial=trainer.step))
@@ -163,11 +159,12 @@ def evaluate(run: Path | str, device: str | None = None) -> tuple[float, int]:
     folder = RunFolder(run)
     config = load_config(folder, device)
     test_set = ShardSet(config.test_path)
-    if test_set.fingerprint != folder.read(folder.config)["data_fingerprints"]["test"]:
+    if test_set.fingerprint != saved_fingerprint(folder, "test"):
         raise DataError(f"{config.test_path}: not the shards that {folder.path} was trained with")
     model = build_model(config, len(test_set.classes), test_set.image_shape[2])
     state = checkpoint.load(folder.checkpoint, torch.device(config.device))
-    model.load_state_dict(state["trainer"]["model"])
+    with checkpoint.fits(folder.checkpoint):
+        model.load_state_dict(state["trainer"]["model"])
     dtype = PRECISIONS[config.precision]
     autocast = torch.autocast(torch.device(config.device).type, dtype, enabled=dtype != torch.float32)
     return error_rate(model, evaluation_loader(config, Preprocess.load(folder.whitening), test_set), autocast)
@@ -182,8 +179,16 @@ def load_config(folder: RunFolder, device: str | None = None) -> Config:
         raise DataError(f"{folder.config}: not the configuration of a run ({error})") from None
     device = device or config.device
     if device.startswith("cuda") and not torch.cuda.is_available():
-        raise UsageError(f"--gpu: {folder.path} was trained on {device}, no GPU here; --gpu none takes the CPU")
+        raise UsageError(f"--gpu: {folder.path} was trained on {device}, no GPU here; evaluate takes --gpu none")
     return Config(**{**config.as_dict(), "device": device, "run": str(folder.path)})
+
+
+def saved_fingerprint(folder: RunFolder, name: str) -> str | None:
+    """The fingerprint of a set that a run was started with, from its config.json."""
+    saved = folder.read(folder.config).get("data_fingerprints")
+    if not isinstance(saved, dict):
+        raise DataError(f"{folder.config}: not the configuration of a run (no data_fingerprints)")
+    return saved.get(name)
 
 
 def build_model(config: Config, num_classes: int, channels: int) -> SesemiModel:
@@ -229,6 +234,8 @@ def stop_on_signals(trainer: Trainer):
 
 
 def _refuse_existing(folder: RunFolder) -> None:
+    if folder.path.exists() and not folder.path.is_dir():
+        raise UsageError(f"--run: {folder.path} is a file, expected a folder; choose another --run")
     if folder.result.exists():
         raise UsageError(f"--run: {folder.path} holds a finished run; choose another --run")
     if folder.checkpoint.exists():

@@ -12,7 +12,8 @@ from PIL import Image
 
 from pipelines import augment, errors
 from pipelines.errors import Parser
-from pipelines.whitening import gcn
+from pipelines.whitening import Preprocess
+from pipelines.windows import padded_shape, to_device
 
 EXAMPLE = """example:
   python -m sesemi.figure --out sesemi/branches.svg
@@ -66,8 +67,9 @@ def draw() -> str:
 
 def augmented(image: np.ndarray) -> torch.Tensor:
     """One image (H, W, C) as a batch holds it before the views: normalised, shifted by (−2, 1), with noise."""
-    normal = gcn(torch.from_numpy(image[None])).reshape(1, *image.shape)
-    shifted = augment.pad_symmetric(normal)[:, 4:4 + image.shape[0], 1:1 + image.shape[1]]
+    padded = torch.empty(padded_shape(1, image.shape))
+    to_device(image[None], Preprocess("gcn", image.shape), padded)
+    shifted = padded[:, 4:4 + image.shape[0], 1:1 + image.shape[1]]
     return augment.add_noise_torch(shifted, augment.NOISE, torch.Generator().manual_seed(0))[0]
 
 

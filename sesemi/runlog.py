@@ -1,6 +1,7 @@
 """A run's folder: config.json, metrics.jsonl, TensorBoard events, checkpoint.pt, whitening.npz, result.json."""
 
 import json
+import math
 import platform
 from importlib import metadata
 from pathlib import Path
@@ -28,11 +29,14 @@ class RunFolder:
     def read(self, path: Path) -> dict:
         """A JSON file of the run; DataError where it is missing or damaged."""
         try:
-            return json.loads(path.read_text())
+            content = json.loads(path.read_text())
         except FileNotFoundError:
             raise DataError(f"{path}: not found; is {self.path} the folder of a run?") from None
         except ValueError as error:
             raise DataError(f"{path}: not valid JSON ({error})") from None
+        if not isinstance(content, dict):
+            raise DataError(f"{path}: a {type(content).__name__} found, an object expected")
+        return content
 
     def write(self, path: Path, content: dict) -> None:
         """Write a JSON file of the run."""
@@ -52,7 +56,7 @@ class MetricsLog:
     def __init__(self, folder: RunFolder, step: int):
         kept = []
         if step and folder.metrics.exists():
-            kept = [line for line in folder.metrics.read_text().splitlines() if json.loads(line)["step"] <= step]
+            kept = [line for line in folder.metrics.read_text().splitlines() if _step(line) <= step]
         write_atomically(folder.metrics, lambda file: file.write("".join(line + "\n" for line in kept).encode()))
         self._file = open(folder.metrics, "a", buffering=1)  # noqa: SIM115 - closed by close(); line by line
         self._board = SummaryWriter(str(folder.path), purge_step=step + 1 if step else None)
@@ -68,6 +72,14 @@ class MetricsLog:
         """Flush and close both."""
         self._file.close()
         self._board.close()
+
+
+def _step(line: str) -> float:
+    """The step of a line of metrics; beyond all for half a line, which a process that is killed may leave."""
+    try:
+        return json.loads(line)["step"]
+    except (ValueError, KeyError, TypeError):
+        return math.inf
 
 
 def versions() -> dict[str, str | None]:

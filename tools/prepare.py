@@ -1,6 +1,7 @@
 """Turn a dataset, as downloaded, into shard sets: python -m tools.prepare NAME --source PATH."""
 
 import argparse
+import shutil
 import sys
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
@@ -91,12 +92,12 @@ def default_name(options: argparse.Namespace) -> str:
 
 def prepare(source: Source, out: Path, replace: bool = False, exclude: Sequence[Path] = (),
             in_place: bool = False) -> None:
-    """Write every split of ``source`` to ``out``/<split>; all of them appear, or none.
+    """Write every split of ``source`` to ``out``/<split>; none of them appears before all are complete.
 
     Args:
         source: what to write.
         out: the folder of the sets.
-        replace: sets that exist.
+        replace: sets that exist; those under ``out`` that the source does not have go too, since they are of another.
         exclude: sets, or folders of sets, whose images are left out; the manifest says how many were.
         in_place: write manifests over the raw file instead of shards.
 
@@ -121,6 +122,11 @@ def prepare(source: Source, out: Path, replace: bool = False, exclude: Sequence[
                     writer.source["excluded"] = {"sets": [str(path) for path in exclude], "images": excluded.dropped}
                     excluded.dropped = 0
                 writer.finish()
+    if replace:
+        for path in find_sets(out):
+            if path.parent == out and path.name not in {split.name for split in source.splits}:
+                shutil.rmtree(path)
+                print(f"{path}: removed, since the source has no such split")
     for split, writer in zip(source.splits, writers, strict=True):
         classes = f"{len(split.classes)} classes" if split.classes else "unlabeled"
         height, width, _ = source.image_shape

@@ -29,16 +29,19 @@ def images() -> np.ndarray:
     return np.random.default_rng(0).standard_normal((5, 12, 12, 3)).astype(np.float32)
 
 
-def test_padding_is_symmetric(images):
+def test_the_border_is_symmetric(images):
     expected = np.pad(images, ((0, 0), (2, 2), (2, 2), (0, 0)), "symmetric")
-    assert np.array_equal(augment.pad_symmetric(torch.from_numpy(images)), expected)
+    padded = torch.full(expected.shape, torch.nan)
+    padded[:, 2:-2, 2:-2] = torch.from_numpy(images)
+    augment.fill_border(padded)
+    assert np.array_equal(padded, expected)
     assert not np.array_equal(expected, np.pad(images, ((0, 0), (2, 2), (2, 2), (0, 0)), "reflect"))
 
 
 def test_all_25_shifts_are_scipy_s(images):
     image = images[0]
     offsets = np.array([(y, x) for y in range(5) for x in range(5)])
-    padded = np.repeat(augment.pad_symmetric(torch.from_numpy(images[:1])).numpy(), 25, axis=0)
+    padded = np.repeat(np.pad(images[:1], ((0, 0), (2, 2), (2, 2), (0, 0)), "symmetric"), 25, axis=0)
     y, x = np.ascontiguousarray(offsets.T, np.float32) / 4
 
     def graph(source):

@@ -1,11 +1,15 @@
 """Streams resume to the bit, load no window they do not need, and never overwrite what they handed out."""
 
+import numpy as np
 import pytest
 import torch
 
 from pipelines.graphs import StreamOptions
-from pipelines.loader import UNLABELED, SemiSupervisedLoader, Stream
+from pipelines.loader import UNLABELED, SemiSupervisedLoader, Stream, default_block_images
+from pipelines.sampling import Order
+from pipelines.shards import Subset
 from pipelines.whitening import Preprocess
+from pipelines.windows import default_window_images
 from tests.conftest import random_images, write_set
 
 PREPROCESS = Preprocess("gcn", (8, 8, 3))
@@ -89,11 +93,28 @@ def test_a_resumed_stream_loads_only_what_it_delivers(small_set):
     other.close()
 
 
-def test_a_set_that_fits_one_window_is_loaded_once(small_set):
-    one = stream(small_set, window_images=300)
+@pytest.mark.parametrize("images", [1, 2, 7, 39, 40, 41, 300])
+def test_a_set_that_fits_one_window_is_loaded_once(small_set, images):
+    """However many of its epochs are in one run of the pipeline, here of 40 images."""
+    one = stream(Subset(small_set, np.arange(images)), window_images=300)
     take(one, 100)
     assert one.windows_loaded == 1
     one.close()
+
+
+@pytest.mark.parametrize(("size", "classes"), [(32, 55), (96, 55), (224, 45)])
+def test_a_set_in_the_order_of_its_classes_mixes(size, classes, tmp_path):
+    """20,000 images of 100 classes, one after another: a full shuffle has 62 classes among 96 images."""
+    window = default_window_images((size, size, 3), torch.device("cpu"))
+    order = Order(20_000, window, default_block_images(window))
+    found = []
+    for step in range(100):
+        indices = []
+        for segment in order.segments(96 * step * 2, 96):
+            images, permutation = order.window(segment.epoch, segment.window)
+            indices += images[permutation[segment.first:segment.last]].tolist()
+        found.append(len({index // 200 for index in indices}))
+    assert np.mean(found) > classes
 
 
 def test_batches_are_the_caller_s(small_set):

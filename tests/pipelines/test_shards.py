@@ -2,13 +2,14 @@
 
 import hashlib
 import json
+from contextlib import suppress
 
 import numpy as np
 import pytest
 
 from pipelines.errors import DataError, UsageError
 from pipelines.manifest import MANIFEST
-from pipelines.shards import ShardSet, Subset
+from pipelines.shards import ShardSet, Subset, find_sets
 from pipelines.writer import ShardWriter
 from tests.conftest import random_images, write_set
 
@@ -238,4 +239,57 @@ def test_a_raw_file_beside_shards_is_refused(tmp_path):
     write_raw(tmp_path / "s", random_images(300), [[0, 300]])
     edited(tmp_path / "s", classes=["a"])
     with pytest.raises(DataError, match="neither shards nor classes"):
+        ShardSet(tmp_path / "s")
+
+
+def test_a_set_that_is_replaced_while_it_is_read(tmp_path):
+    shard_set = write_set(tmp_path / "s", random_images(100), shard_bytes=30 * 192)
+    shard_set.read(np.arange(40))
+    with ShardWriter(tmp_path / "s", dataset="d", split="train", image_shape=(8, 8, 3), classes=None, source={},
+                     replace=True, shard_bytes=30 * 192) as writer:
+        writer.append(random_images(100, seed=1))
+        writer.finish()
+    for part in (np.arange(10), np.arange(90, 100)):  # read before or not
+        with pytest.raises(DataError, match="replaced or changed while in use"):
+            shard_set.read(part)
+
+
+def test_what_a_killed_conversion_left_is_in_nobody_s_way(tmp_path):
+    write_set(tmp_path / "d" / "train", random_images(10))
+    for leftover in ("train.old", "train.partial"):
+        write_set(tmp_path / "x" / "train", random_images(5)).path.rename(tmp_path / "d" / leftover)
+    assert [path.name for path in find_sets(tmp_path / "d")] == ["train"]
+    with ShardWriter(tmp_path / "d" / "train", dataset="d", split="train", image_shape=(8, 8, 3), classes=None,
+                     source={}, replace=True) as writer:
+        writer.append(random_images(20))
+        writer.finish()
+    assert len(ShardSet(tmp_path / "d" / "train")) == 20
+    assert [path.name for path in (tmp_path / "d").iterdir()] == ["train"]
+
+
+def test_folders_made_for_a_set_that_failed_go_again(tmp_path):
+    (tmp_path / "there").mkdir()
+    with pytest.raises(DataError), ShardWriter(tmp_path / "there" / "new" / "deep" / "s", dataset="d", split="train",
+                                               image_shape=(8, 8, 3), classes=None, source={}) as writer:
+        writer.finish()
+    assert list((tmp_path / "there").iterdir()) == []
+
+
+@pytest.mark.parametrize("position", range(0, 128, 3))
+def test_a_damaged_header_of_labels(tmp_path, position):
+    shard_set = write_set(tmp_path / "s", random_images(10), np.zeros(10), ("a",))
+    path = tmp_path / "s" / "labels-00000.npy"
+    content = bytearray(path.read_bytes())
+    content[position] = ord("[" if content[position] == ord("(") else "(")
+    path.write_bytes(content)
+    (line,) = damaged(shard_set)
+    assert "labels-00000.npy: SHA-256" in line
+    with suppress(DataError):  # that, or a change that does not matter, and nothing else
+        assert len(ShardSet(tmp_path / "s").labels) == 10
+
+
+def test_a_manifest_nested_to_the_sky(tmp_path):
+    write_set(tmp_path / "s", random_images(10))
+    (tmp_path / "s" / MANIFEST).write_text("[" * 100_000)
+    with pytest.raises(DataError, match="not valid JSON"):
         ShardSet(tmp_path / "s")

@@ -1,8 +1,12 @@
 """Wrong use and bad data: one line that names the flag or file, the right status, nothing half-written."""
 
+import io
+import json
 import shutil
 
+import numpy as np
 import pytest
+import torch
 
 from sesemi import cli
 from sesemi.config import Config, parse_device
@@ -34,8 +38,11 @@ def complaint(command, *argv, status: int) -> str:
     ({"extra": "toy", "method": "asl"}, ["--extra", "asl"]),
     ({"extra": "toy", "batch-unlabeled": 3}, ["--batch-unlabeled", "3", "even"]),
     ({"method": "asl", "batch-unlabeled": 10}, ["--batch-unlabeled", "10", "(8)"]),
+    ({"seed": 2**63}, ["--seed", str(2**63)]), ({"network": "convnet", "dataset": "tiny"}, ["convnet", "too small"]),
     ({"nonsense": 1}, ["--nonsense"])])
 def test_wrong_use(prepared, tmp_path, command, flags, words):
+    for split in ("train", "test"):
+        write_set(prepared / "tiny" / split, random_images(20, 8), np.arange(20) % 2, ("even", "odd"), split)
     line = complaint(command, *arguments(prepared, tmp_path / "run", **flags), status=2)
     for word in words:
         assert word in line
@@ -83,13 +90,74 @@ def test_extra_images_that_are_missing_or_of_another_size(prepared, tmp_path, co
     assert not run.exists()
 
 
+def saved(content) -> bytes:
+    """What torch.save makes of it."""
+    file = io.BytesIO()
+    torch.save(content, file)
+    return file.getvalue()
+
+
+def npy_bytes() -> bytes:
+    """An array file where an archive of them belongs."""
+    file = io.BytesIO()
+    np.save(file, np.zeros(3))
+    return file.getvalue()
+
+
+@pytest.mark.parametrize("content", [b"junk", saved([1]), saved({}), saved({"trainer": 1, "loader": 2})])
+def test_a_checkpoint_that_does_not_fit_changes_nothing(prepared, tmp_path, command, content):
+    run = tmp_path / "run"
+    assert command(cli.main, *arguments(prepared, run))[0] == 0
+    (run / "result.json").unlink()
+    (run / "checkpoint.pt").write_bytes(content)
+    before = (run / "config.json").read_bytes()
+    assert "checkpoint.pt" in complaint(command, "train", "--resume", "--run", run, "--log-every", 7, status=1)
+    assert (run / "config.json").read_bytes() == before
+
+
+def test_half_a_line_of_metrics_is_dropped(prepared, tmp_path, command):
+    run = tmp_path / "run"
+    assert command(cli.main, *arguments(prepared, run))[0] == 0
+    (run / "result.json").unlink()
+    whole = (run / "metrics.jsonl").read_text()
+    (run / "metrics.jsonl").write_text(whole + '{"type": "train", "st')
+    assert command(cli.main, "train", "--resume", "--run", run)[0] == 0
+    assert (run / "metrics.jsonl").read_text() == whole
+
+
+def test_a_result_that_is_none(prepared, tmp_path, command):
+    run = tmp_path / "run"
+    assert command(cli.main, *arguments(prepared, run))[0] == 0
+    (run / "result.json").write_text("{}")
+    assert "result.json" in complaint(command, "train", "--resume", "--run", run, status=1)
+
+
+def test_a_run_started_on_a_gpu_does_not_go_on_without(prepared, tmp_path, command):
+    run = tmp_path / "run"
+    assert command(cli.main, *arguments(prepared, run))[0] == 0
+    config = json.loads((run / "config.json").read_text())
+    (run / "config.json").write_text(json.dumps({**config, "device": "cuda:0"}))
+    line = complaint(command, "train", "--resume", "--run", run, "--gpu", "none", status=2)
+    assert "--gpu" in line
+    assert "started on cuda:0" in line
+
+
+def test_a_file_where_the_run_should_be(prepared, tmp_path, command):
+    (tmp_path / "run").write_text("mine")
+    assert "--run: " in complaint(command, *arguments(prepared, tmp_path / "run"), status=2)
+    assert (tmp_path / "run").read_text() == "mine"
+
+
 def test_damaged_runs(prepared, tmp_path, command):
     run = tmp_path / "run"
     assert "config.json: not found" in complaint(command, "evaluate", run, status=1)
     assert "config.json: not found" in complaint(command, "train", "--resume", "--run", run, status=1)
     assert command(cli.main, *arguments(prepared, run))[0] == 0
     for name, content in (("checkpoint.pt", b""), ("checkpoint.pt", b"junk" * 99), ("whitening.npz", b"junk"),
-                          ("config.json", b"{"), ("config.json", b"{}")):
+                          ("config.json", b"{"), ("config.json", b"{}"), ("config.json", b"[]"),
+                          ("config.json", b'{"data_fingerprints": 3}'), ("whitening.npz", npy_bytes()),
+                          ("checkpoint.pt", saved([1])), ("checkpoint.pt", saved({})),
+                          ("checkpoint.pt", saved({"trainer": {"model": {}}}))):
         kept = (run / name).read_bytes()
         (run / name).write_bytes(content)
         assert name in complaint(command, "evaluate", run, status=1)

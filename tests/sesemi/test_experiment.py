@@ -6,6 +6,7 @@ import shutil
 import signal
 import threading
 
+import numpy as np
 import pytest
 import torch
 
@@ -172,6 +173,45 @@ def test_other_settings_and_other_shards_are_refused(prepared, tmp_path, command
         status, _, err = command(cli.main, *arguments_)
         assert status == 1
         assert "not the shards" in err
+
+
+@pytest.mark.parametrize(("kind", "flags", "expected"), [
+    ("svhn", {}, {"flip": False, "dropout": 0.5, "dtype": torch.float32, "seed": 0, "lr": 0.05}),
+    ("cifar10", {}, {"flip": True, "dropout": 0.2, "dtype": torch.float32, "seed": 0, "lr": 0.05}),
+    ("svhn", {"flips": True, "dropout": 0.1, "precision": "bf16", "seed": 3, "lr": 0.01},
+     {"flip": True, "dropout": 0.1, "dtype": torch.bfloat16, "seed": 3, "lr": 0.01}),
+    ("cifar10", {"flips": False, "trunk_dropout": 0.3, "precision": "fp16"},
+     {"flip": False, "dropout": 0.2, "trunk_dropout": 0.3, "dtype": torch.float16, "seed": 0, "lr": 0.05})])
+def test_settings_reach_what_they_set(tmp_path, monkeypatch, kind, flags, expected):
+    """Loader, evaluation, model and trainer as a run makes them."""
+    for split in ("train", "test"):
+        write_set(tmp_path / kind / split, random_images(20, 12), np.arange(20) % 2, ("a", "b"), split, kind)
+    made = {}
+
+    def spy(name):
+        real = getattr(experiment, name)
+
+        def make(*positional, **named):
+            made[name] = real(*positional, **named), positional, named
+            return made[name][0]
+        monkeypatch.setattr(experiment, name, make)
+    for name in ("SemiSupervisedLoader", "EvaluationLoader", "SesemiModel", "Trainer"):
+        spy(name)
+    experiment.train(Config(kind, "wrn-16-1", labels=8, steps=1, batch_unlabeled=2, preprocess="gcn", device="cpu",
+                            data=str(tmp_path), run=str(tmp_path / "run"), **flags))
+    _, _, loader = made["SemiSupervisedLoader"]
+    _, _, evaluation = made["EvaluationLoader"]
+    model, trainer = made["SesemiModel"][0], made["Trainer"][0]
+    assert loader["flip"] == evaluation["flip"] == expected["flip"]
+    assert loader["seed"] == evaluation["seed"] == expected["seed"]
+    assert loader["noise"] == evaluation["noise"] == 0.15
+    assert model.dropout.p == expected["dropout"]
+    inside = {layer.p for layer in model.trunk.modules() if isinstance(layer, torch.nn.Dropout)}
+    assert inside == ({expected["trunk_dropout"]} if "trunk_dropout" in expected else set())
+    assert trainer.base_lr == expected["lr"]
+    assert trainer.autocast.fast_dtype == expected["dtype"] or expected["dtype"] == torch.float32
+    assert trainer.scaler.is_enabled() == (expected["dtype"] == torch.float16)
+    assert trainer.autocast._enabled == (expected["dtype"] != torch.float32)
 
 
 @pytest.fixture

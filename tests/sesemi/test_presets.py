@@ -13,7 +13,7 @@ from tests.conftest import random_images, write_set
 def sets(tmp_path_factory):
     """A training and a test set of each kind of data, 40 images of 10 classes."""
     folder = tmp_path_factory.mktemp("sets")
-    return {kind: tuple(write_set(folder / kind / split, random_images(40, 8), np.arange(40) % 10,
+    return {kind: tuple(write_set(folder / kind / split, random_images(40, 16), np.arange(40) % 10,
                                   tuple("0123456789"), split, kind) for split in ("train", "test"))
             for kind in ("cifar10", "cifar100", "svhn", "digits", "folder")}
 
@@ -52,10 +52,10 @@ def test_each_setting_gives_way_to_a_flag(sets):
 
 def test_with_extra_images_the_epoch_is_twice_as_long(sets, tmp_path):
     train, test = sets["cifar100"]
-    extra = write_set(tmp_path / "extra", random_images(300, 8))
+    extra = write_set(tmp_path / "extra", random_images(300, 16))
     config = Config("cifar100", extra="extra", device="cpu").resolve(train, test, extra)
     assert config.steps == 50 * (40 // 8)
-    with pytest.raises(UsageError, match="12×12×3 found, 8×8×3 expected"):
+    with pytest.raises(UsageError, match="12×12×3 found, 16×16×3 expected"):
         Config("cifar100", extra="extra", device="cpu").resolve(train, test, write_set(tmp_path / "x",
                                                                                        random_images(9, 12)))
 
@@ -80,3 +80,16 @@ def test_sets_by_number_name_and_path(tmp_path):
                          (str(tmp_path / "elsewhere/mine/train"), "elsewhere/mine/train")):
         path = Config("cifar100", extra=extra, data=data).extra_path
         assert ShardSet(path).path.resolve() == (tmp_path / place).resolve()
+
+
+@pytest.mark.parametrize(("network", "size", "fits"), [
+    ("convnet", 8, False), ("convnet", 12, True), ("wrn", 4, True), ("nin", 4, True), ("nin", 3, False)])
+def test_images_that_are_too_small_for_a_network(tmp_path, network, size, fits):
+    train, test = (write_set(tmp_path / split, random_images(16, size), np.arange(16) % 2, ("a", "b"), split)
+                   for split in ("train", "test"))
+    config = Config("x", network, device="cpu")
+    if fits:
+        assert config.resolve(train, test).network == network
+    else:
+        with pytest.raises(UsageError, match=r"too small|at least 4 pixels"):
+            config.resolve(train, test)

@@ -1,9 +1,12 @@
 """One's own images, and the digits that ship with scikit-learn."""
 
+import struct
+
 import numpy as np
 import pytest
 from PIL import Image
 
+from pipelines.errors import DataError
 from pipelines.shards import ShardSet
 from tests.conftest import random_images
 from tools import prepare
@@ -107,7 +110,7 @@ def test_unreadable_image(labeled, tmp_path, command, content):
     assert status == 1
     assert out == ""
     assert f"error: {bad}: unreadable image" in err
-    assert list((tmp_path / "s").iterdir()) == []
+    assert not (tmp_path / "s").exists()
 
 
 def test_wrong_folders(labeled, tmp_path, command):
@@ -122,6 +125,46 @@ def test_wrong_folders(labeled, tmp_path, command):
         assert message in err
         assert len(err.splitlines()) == 1
         assert not (tmp_path / "s").exists()
+
+
+def test_hidden_folders_are_no_classes(labeled, tmp_path, command):
+    path, _ = labeled
+    (path / "train" / ".ipynb_checkpoints").mkdir()
+    (path / "val" / ".thumbnails").mkdir()
+    assert command(prepare.main, "folder", "--source", path, "--size", 16, "--out", tmp_path / "s")[0] == 0
+    assert ShardSet(tmp_path / "s" / "train").classes == ("cat", "dog")
+
+
+def test_a_folder_that_is_no_shard_set_is_never_replaced(labeled, tmp_path, command):
+    path, _ = labeled
+    before = sorted(path.rglob("*"))
+    for flags in ([], ["--force"]):
+        status, _, err = command(prepare.main, "folder", "--source", path, "--out", path, *flags)
+        assert status == 2
+        assert "is no shard set; choose another --out" in err
+        assert sorted(path.rglob("*")) == before
+
+
+def test_force_leaves_no_split_of_another_source(labeled, tmp_path, command):
+    path, _ = labeled
+    for i, image in enumerate(random_images(4, 16)):
+        save(tmp_path / "flat" / f"{i}.png", image)
+    assert command(prepare.main, "folder", "--source", path, "--out", tmp_path / "s")[0] == 0
+    status, out, _ = command(prepare.main, "folder", "--source", tmp_path / "flat", "--out", tmp_path / "s", "--force")
+    assert status == 0
+    assert "test: removed" in out
+    assert [file.name for file in (tmp_path / "s").iterdir()] == ["train"]
+
+
+@pytest.mark.parametrize("error", [TypeError, OverflowError, struct.error, IndexError])
+def test_whatever_pillow_raises_names_the_file(tmp_path, monkeypatch, error):
+    save(tmp_path / "x.png", random_images(1, 16)[0])
+
+    def fail(image):
+        raise error("inside Pillow")
+    monkeypatch.setattr("PIL.ImageOps.exif_transpose", fail)
+    with pytest.raises(DataError, match=r"x\.png: unreadable image \(inside Pillow\)"):
+        load_image(tmp_path / "x.png", 8)
 
 
 def test_digits(tmp_path, command):

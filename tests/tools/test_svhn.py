@@ -58,7 +58,9 @@ LABELS = np.ones((4, 1), np.uint8)
     (mat(y=LABELS), "no variable X; found y"), (mat(X=IMAGES), "no variable y"),
     (mat(X=IMAGES, y=np.ones((5, 1))), r"y of (5, 1)"), (mat(X=IMAGES[0], y=LABELS), "expected"),
     (mat(X=IMAGES.astype(float), y=LABELS), "uint8 expected"), (mat(X=IMAGES, y=LABELS * 11), "other than 1 to 10"),
-    (mat(X=IMAGES, y=LABELS * 0), "other than 1 to 10"), (lambda path: path.unlink(), "missing"),
+    (mat(X=IMAGES, y=LABELS * 0), "other than 1 to 10"), (mat(X=IMAGES, y=LABELS * 1.5), "other than 1 to 10"),
+    (mat(X=IMAGES, y=LABELS * np.nan), "other than 1 to 10"), (mat(X=IMAGES[..., :0], y=LABELS[:0]), "expected"),
+    (lambda path: path.unlink(), "missing"),
     (lambda path: path.write_bytes(b""), "not a readable MATLAB file"),
     (lambda path: path.write_bytes(b"no such thing" * 99), "not a readable MATLAB file"),
     (lambda path: path.write_bytes(path.read_bytes()[:9000]), "no variable y; found X"),
@@ -74,7 +76,7 @@ def test_wrong_files(source, tmp_path, command, write, message):
     assert len(lines) == 1
     assert "train_32x32.mat" in lines[0]
     assert message in lines[0]
-    assert not (tmp_path / "s").exists() or list((tmp_path / "s").iterdir()) == []
+    assert not (tmp_path / "s").exists()
 
 
 def test_a_file_instead_of_the_folder(source, tmp_path, command):

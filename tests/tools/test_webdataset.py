@@ -62,11 +62,39 @@ def test_labeled_tars(tmp_path, command, layout):
 
 def test_one_unlabeled_tar(tmp_path, command):
     images = random_images(5, 8)
-    write_tar(tmp_path / "x.tar", samples(images, extension="seg.png"))
+    write_tar(tmp_path / "x.tar", samples(images, extension="PNG"))
     assert run(command, tmp_path / "x.tar", tmp_path)[0] == 0
     shard_set = ShardSet(tmp_path / "s" / "train")
     assert shard_set.classes is None
     assert np.array_equal(shard_set.read(np.arange(5)), images)
+
+
+def test_only_the_image_named_by_the_sample_counts(tmp_path, command):
+    images, masks = random_images(3, 8, 1), random_images(3, 8, 2)
+    members = [(f"{i}.{name}", png(image)) for i in range(3)
+               for name, image in (("png", images[i]), ("mask.png", masks[i]))]
+    write_tar(tmp_path / "x.tar", members)
+    assert run(command, tmp_path / "x.tar", tmp_path)[0] == 0
+    assert np.array_equal(ShardSet(tmp_path / "s" / "train").read(np.arange(3)), images)
+
+
+def test_val_as_part_of_a_word_is_no_test_set(tmp_path, command):
+    for name in ("beach-000.tar", "carnival-000.tar", "latest.tar"):
+        write_tar(tmp_path / "w" / name, samples(random_images(2, 8)))
+    assert run(command, tmp_path / "w", tmp_path)[0] == 0
+    assert [path.name for path in (tmp_path / "s").iterdir()] == ["train"]
+    assert len(ShardSet(tmp_path / "s" / "train")) == 6
+
+
+def test_every_damaged_byte_of_a_compressed_tar_is_one_line(tmp_path, command):
+    write_tar(tmp_path / "x.tar.gz", samples(random_images(6, 8)))
+    content = (tmp_path / "x.tar.gz").read_bytes()
+    for position in range(40, len(content), len(content) // 40):  # past gzip's own header
+        damaged = bytearray(content)
+        damaged[position] ^= 0xFF
+        (tmp_path / "x.tar.gz").write_bytes(damaged)
+        status, _, err = run(command, tmp_path / "x.tar.gz", tmp_path)
+        assert (status, len(err.splitlines())) == (1, 1), (position, err)
 
 
 IMAGE = png(random_images(1, 8)[0])
@@ -83,7 +111,7 @@ def test_wrong_samples(tmp_path, command, members, message):
     assert status == 1
     assert out == ""
     assert message in err
-    assert not (tmp_path / "s").exists() or list((tmp_path / "s").iterdir()) == []
+    assert not (tmp_path / "s").exists()
 
 
 def test_wrong_tars(tmp_path, command):

@@ -2,10 +2,13 @@
 
 import math
 import zipfile
+import zlib
 from collections.abc import Callable
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from tokenize import TokenError
+from typing import BinaryIO
 
 import numpy as np
 from PIL import Image
@@ -17,6 +20,8 @@ from tools.sources.images import RESIZED, TEST_NAMES, to_square
 CHUNK = 1024  # images at a time
 CHANNELS = (1, 3, 4)  # gray, RGB, RGB with transparency
 PATTERNS = (("{}_images", "{}_labels"), ("x_{}", "y_{}"), ("{}_x", "{}_y"))  # MedMNIST, Keras, and the obvious third
+# What damage makes a zip file and NumPy's header, which is parsed as Python, raise.
+DAMAGE = (ValueError, EOFError, zipfile.BadZipFile, zlib.error, RuntimeError, SyntaxError, TokenError)
 PLAIN = (("images", "labels"), ("x", "y"))  # one set, for training
 
 
@@ -28,6 +33,13 @@ class Array:
     shape: tuple[int, ...]
     dtype: np.dtype
     open: Callable
+
+    def read(self, stream: BinaryIO, size: int) -> bytes:
+        """Bytes of what ``open`` gave; DataError where the file is damaged."""
+        try:
+            return stream.read(size)
+        except DAMAGE as error:
+            raise DataError(f"{self.where}: damaged ({error})") from None
 
 
 def read(path: Path, size: int | None = None) -> Source:
@@ -84,7 +96,7 @@ def _find(path: Path) -> dict[str, Array]:
                 for file in files}
     except FileNotFoundError:
         raise DataError(f"{path}: not found; --source is an .npz, an .npy or a folder of .npy files") from None
-    except (zipfile.BadZipFile, OSError) as error:
+    except (zipfile.BadZipFile, NotImplementedError, OSError) as error:
         raise DataError(f"{path}: not a readable .npz or .npy ({error})") from None
 
 
@@ -103,7 +115,7 @@ def _array(where: str, opened: Callable) -> Array:
     try:
         with opened() as stream:
             shape, fortran, dtype = header(stream)
-    except (ValueError, EOFError, zipfile.BadZipFile) as error:
+    except DAMAGE as error:
         raise DataError(f"{where}: not a readable NumPy array ({error})") from None
     if fortran and len(shape) > 1:
         raise DataError(f"{where}: in Fortran order; save it again by np.ascontiguousarray")
@@ -149,7 +161,7 @@ def _labels(array: Array, images: Array) -> np.ndarray:
     if array.dtype.kind not in "iu" or array.shape not in ((count,), (count, 1)):
         raise DataError(f"{array.where}: {array.dtype} {array.shape} found, expected integers {(count,)}")
     with array.open() as stream:
-        content = stream.read(count * array.dtype.itemsize)
+        content = array.read(stream, count * array.dtype.itemsize)
     if len(content) != count * array.dtype.itemsize:
         raise DataError(f"{array.where}: ends early")
     labels = np.frombuffer(content, array.dtype)
@@ -166,7 +178,7 @@ def _batches(array: Array, labels: np.ndarray | None, size: int) -> Callable[[],
         with array.open() as stream:
             for first in range(0, array.shape[0], CHUNK):
                 count = min(CHUNK, array.shape[0] - first)
-                content = stream.read(count * image_bytes)
+                content = array.read(stream, count * image_bytes)
                 if len(content) != count * image_bytes:
                     raise DataError(f"{array.where}: ends early, at image {first + len(content) // image_bytes:,} of "
                                     f"{array.shape[0]:,}")

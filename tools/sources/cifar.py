@@ -12,6 +12,7 @@ import numpy as np
 from pipelines.errors import DataError
 from tools.sources import Batches, Source, Split
 from tools.sources.pickles import load_dict
+from tools.sources.tars import READ_ERRORS, check_end
 
 IMAGE_SHAPE = (32, 32, 3)
 ROW_BYTES = 32 * 32 * 3
@@ -105,9 +106,10 @@ def _archive(path: Path, files: Files) -> Opened:
     try:
         with tarfile.open(path) as archive:
             members = {Path(member.name).name: member for member in archive if member.isfile()}
+            check_end(archive)
     except FileNotFoundError:
         raise DataError(f"{path}: not found; --source is {files.title}'s folder or .tar.gz") from None
-    except (tarfile.TarError, EOFError, OSError) as error:
+    except READ_ERRORS as error:
         raise DataError(f"{path}: not a readable folder or tar archive ({error})") from None
 
     def open_member(name: str) -> tuple[str, BinaryIO]:
@@ -117,7 +119,7 @@ def _archive(path: Path, files: Files) -> Opened:
         try:
             with tarfile.open(path) as archive:
                 return where, io.BytesIO(archive.extractfile(members[name]).read())
-        except (tarfile.TarError, EOFError, OSError) as error:
+        except READ_ERRORS as error:
             raise DataError(f"{where}: unreadable ({error}); download it again") from None
     return Opened(set(members), open_member)
 

@@ -28,19 +28,24 @@ def read(path: Path, size: int) -> Source:
             raise DataError(f"{path}: neither train/<class>/ folders nor images found here")
         splits = [_split("train", [path], None, size)]
     else:
-        classes = tuple(sorted(entry.name for entry in os.scandir(path / "train") if entry.is_dir()))
+        classes = _class_names(path / "train")
         if not classes:  # images directly in train/: unlabeled
             splits = [_split("train", [path / "train"], None, size)]
         else:
             splits = [_labeled("train", path / "train", classes, size)]
             test = next((path / name for name in TEST_NAMES if (path / name).is_dir()), None)
             if test is not None:
-                unknown = sorted({entry.name for entry in os.scandir(test) if entry.is_dir()} - set(classes))
+                unknown = sorted(set(_class_names(test)) - set(classes))
                 if unknown:
                     raise DataError(f"{test / unknown[0]}: class not found in {path / 'train'}")
                 splits.append(_labeled("test", test, classes, size))
     origin = {"path": str(path.resolve()), "resized": RESIZED.format(size)}
     return Source("folder", (size, size, 3), tuple(splits), origin)
+
+
+def _class_names(path: Path) -> tuple[str, ...]:
+    """The folders of a split, sorted; not the hidden ones that editors and file managers leave."""
+    return tuple(sorted(entry.name for entry in os.scandir(path) if entry.is_dir() and not entry.name.startswith(".")))
 
 
 def _labeled(name: str, path: Path, classes: tuple[str, ...], size: int) -> Split:

@@ -42,7 +42,7 @@ def _count(file: Path) -> int:
             raise DataError(f"{file}: no variable {name}; found {', '.join(sorted(found)) or 'none'}; a complete file "
                             f"has X and y")
     shape, labels = tuple(found["X"]), tuple(found["y"])
-    if len(shape) != 4 or shape[:3] != IMAGE_SHAPE or labels not in ((shape[3], 1), (1, shape[3])):
+    if len(shape) != 4 or shape[:3] != IMAGE_SHAPE or not shape[3] or labels not in ((shape[3], 1), (1, shape[3])):
         raise DataError(f"{file}: X of {shape} and y of {labels} found, (32, 32, 3, N) and (N, 1) expected")
     return shape[3]
 
@@ -57,7 +57,7 @@ def _batches(file: Path, count: int, labeled: bool) -> Callable[[], Batches]:
         labels = None
         if labeled:
             labels = content["y"].reshape(-1)
-            if labels.dtype.kind not in "iuf" or labels.min() < 1 or labels.max() > 10:
+            if labels.dtype.kind not in "iuf" or not np.isin(labels, np.arange(1, 11)).all():
                 raise DataError(f"{file}: labels y other than 1 to 10 found")
             labels = labels.astype(np.int64) % 10  # 10 stands for digit 0
         for first in range(0, count, CHUNK):

@@ -1,5 +1,6 @@
 """WebDataset tars: in each sample an image and, where there are labels, a ``cls`` file with its class number."""
 
+import re
 import tarfile
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -7,7 +8,8 @@ from pathlib import Path
 
 from pipelines.errors import DataError
 from tools.sources import Source, Split
-from tools.sources.images import RESIZED, TEST_NAMES, Item, decoded, is_image
+from tools.sources.images import EXTENSIONS, RESIZED, TEST_NAMES, Item, decoded
+from tools.sources.tars import READ_ERRORS, check_end
 
 MAX_MEMBER_BYTES = 2**28
 SUFFIXES = (".tar", ".tar.gz", ".tgz")
@@ -28,7 +30,7 @@ def read(path: Path, size: int) -> Source:
 
     Args:
         path: one tar (a training set); a folder with ``train/*.tar`` and ``test/*.tar`` (or ``val``); or a folder of
-            tars, of which those with ``test`` or ``val`` in their name are the test set.
+            tars, of which those with ``test`` or ``val`` as a word in their name are the test set.
         size: height and width of the prepared images, in pixels.
 
     Raises:
@@ -56,7 +58,7 @@ def _find(path: Path) -> dict[str, list[Path]]:
         found = {"train": _tars(path / "train"), "test": _tars(test) if test else []}
     else:
         every = _tars(path)
-        test = [file for file in every if any(name in file.name for name in TEST_NAMES[:2])]
+        test = [file for file in every if set(re.split("[^a-z]+", file.name.lower())) & set(TEST_NAMES)]
         found = {"train": [file for file in every if file not in test], "test": test}
     if not found["train"]:
         raise DataError(f"{path}: no tars of training samples found here (*.tar, or train/*.tar)")
@@ -94,21 +96,19 @@ def _samples(files: list[Path], images: bool) -> Iterator[tuple[str, Item]]:
                     if not member.isfile():
                         continue
                     folder, _, name = member.name.rpartition("/")
-                    stem, _, extension = name.partition(".")
+                    stem, _, extension = name.partition(".")  # ``x.mask.png`` is no image of sample x, but a mask
                     if (folder, stem) != key:
                         if key is not None:
                             yield _sample(file, key, image, label)
                         key, image, label = (folder, stem), None, None
-                    if is_image(name):
+                    if f".{extension.lower()}" in EXTENSIONS:
                         image = _content(archive, member, file) if images else b""
                     elif extension == "cls":
                         label = _label(_content(archive, member, file), f"{file}:{member.name}")
                 if key is not None:
                     yield _sample(file, key, image, label)
-                archive.fileobj.seek(archive.offset)
-                if archive.fileobj.read(tarfile.BLOCKSIZE) != bytes(tarfile.BLOCKSIZE):  # tarfile itself stops quietly
-                    raise DataError(f"{file}: ends early, without the mark of a tar's end; copy it again")
-        except (tarfile.TarError, EOFError, OSError) as error:
+                check_end(archive)
+        except READ_ERRORS as error:
             raise DataError(f"{file}: not a readable tar ({error})") from None
 
 

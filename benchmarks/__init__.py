@@ -1,0 +1,1 @@
+"""Measurements, each against its rivals in one run; README.md beside this file has the results."""

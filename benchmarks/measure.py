@@ -1,0 +1,67 @@
+"""How things are timed: warmed up, alternating, medians of repeats; and what they were timed on."""
+
+import json
+import platform
+import statistics
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+import torch
+
+from sesemi.config import device_name
+from sesemi.runlog import versions
+
+
+def synchronize(device: torch.device) -> None:
+    """Wait until the device has done all it was given."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+
+
+def steps_per_second(step: Callable[[], object], device: torch.device, seconds: float) -> float:
+    """Call ``step`` for about so many seconds; how many a second were done, the device's work included."""
+    synchronize(device)
+    start = time.perf_counter()
+    steps = 0
+    while True:
+        for _ in range(10):
+            step()
+        steps += 10
+        if time.perf_counter() - start > seconds:
+            synchronize(device)
+            return steps / (time.perf_counter() - start)
+
+
+def alternate(candidates: Mapping[str, Callable[[], object]], device: torch.device, seconds: float,
+              repeats: int) -> dict[str, float]:
+    """Steps a second of each candidate: the median of ``repeats`` turns, taken in rounds so that a machine that slows
+    down slows all of them."""
+    for step in candidates.values():
+        steps_per_second(step, device, seconds / 2)  # caches, workers, prefetching
+    found: dict[str, list[float]] = {name: [] for name in candidates}
+    for _ in range(repeats):
+        for name, step in candidates.items():
+            found[name].append(steps_per_second(step, device, seconds))
+    return {name: statistics.median(values) for name, values in found.items()}
+
+
+def machine(device: torch.device) -> dict:
+    """What a figure belongs to: device, processor, versions."""
+    cpu = next((line.partition(":")[2].strip() for line in Path("/proc/cpuinfo").read_text().splitlines()
+                if line.startswith("model name")), platform.machine())
+    return {"device": device_name(device), "cpu": cpu, "versions": versions()}
+
+
+def table(rows: list[tuple], head: tuple) -> str:
+    """Rows under a head, aligned, as Markdown."""
+    cells = [tuple(map(str, row)) for row in [head, *rows]]
+    widths = [max(len(row[i]) for row in cells) for i in range(len(head))]
+    lines = ["| " + " | ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)) + " |"
+             for row in cells]
+    return "\n".join([lines[0], "| " + " | ".join("-" * width for width in widths) + " |", *lines[1:]])
+
+
+def say(result: dict) -> None:
+    """The last line of a benchmark: its result as JSON."""
+    print(json.dumps(result), flush=True)

@@ -1,0 +1,231 @@
+"""Loaders that a user would otherwise pick, each delivering our batch from data in RAM: ``rivals_files`` has the rest.
+
+A rival is a function of a ``Task`` that returns an endless iterator of ``Batch``. Each is written as its users write
+it, at its best setting that we found; ``check`` holds all of them to the same output.
+"""
+
+import itertools
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import scipy.ndimage
+import torch
+from PIL import Image
+from torch.utils.data import DataLoader, Dataset
+
+from pipelines.loader import Batch, Examples
+
+WORKERS = (0, 1, 2, 4, 8)  # tried for the DataLoader
+
+
+@dataclass(frozen=True)
+class Task:
+    """What is to be delivered.
+
+    Args:
+        images, labels: the set, uint8 (n, S, S, 3) and (n,); labeled and unlabeled images are both all of it.
+        normalized: (n, S, S, 3) float32 where the preprocessing was done beforehand (ZCA), None for GCN on the way.
+        batch_unlabeled: B unlabeled images in six views, and 6B labeled ones.
+        noise: standard deviation.
+        flip: mirror labeled images with probability one half.
+        device: where batches arrive.
+        workers: processes, where a rival has them.
+        folder: for a rival's files.
+        shards: our shard set of the same images.
+    """
+
+    images: np.ndarray
+    labels: np.ndarray
+    normalized: np.ndarray | None
+    batch_unlabeled: int
+    noise: float
+    flip: bool
+    device: torch.device
+    workers: int
+    folder: Path
+    shards: Path
+
+    @property
+    def batch_labeled(self) -> int:
+        """Labeled images a step."""
+        return 6 * self.batch_unlabeled
+
+    def paired(self, labeled: Iterator, unlabeled: Iterator) -> Iterator[Batch]:
+        """Batches on the device from labeled (images, labels) and unlabeled views (B, 6, C, S, S)."""
+        proxy_labels = torch.arange(6, device=self.device).repeat(self.batch_unlabeled)
+        for (images, labels), views in zip(labeled, unlabeled, strict=False):
+            yield Batch(Examples(images.to(self.device, non_blocking=True), labels.to(self.device, non_blocking=True)),
+                        Examples(views.flatten(0, 1).to(self.device, non_blocking=True), proxy_labels))
+
+
+def gcn(image: torch.Tensor) -> torch.Tensor:
+    """One image, any layout, normalised as ``pipelines.whitening.gcn`` does."""
+    image = image.float()
+    image = image - image.mean()
+    return image * ((55.0 * (image.numel() / 3072) ** 0.5) / image.norm().clamp(min=1e-8))
+
+
+def symmetric(size: int) -> torch.Tensor:
+    """Rows of an image mirrored by two pixels on either side."""
+    return torch.tensor([1, 0, *range(size), size - 1, size - 2])
+
+
+class Augment:
+    """One image (C, S, S) as a labeled or an unlabeled example: shift, flip, noise, views, sample by sample."""
+
+    def __init__(self, task: Task, views: bool):
+        self.rows = symmetric(task.images.shape[1])
+        self.size, self.noise, self.flip, self.views = task.images.shape[1], task.noise, task.flip, views
+
+    def __call__(self, image: torch.Tensor) -> torch.Tensor:
+        y, x = torch.randint(0, 5, (2,)).tolist()
+        image = image[:, self.rows[y:y + self.size]][:, :, self.rows[x:x + self.size]]
+        if not self.views and self.flip and torch.rand(()) < 0.5:
+            image = image.flip(2)
+        image = image + self.noise * torch.randn_like(image)
+        if not self.views:
+            return image
+        return torch.stack([*(torch.rot90(image, i, (1, 2)) for i in range(4)), image.flip(2), image.flip(1)])
+
+
+class TensorDataset(Dataset):
+    """uint8 images in RAM (or floats, normalised beforehand), augmented by tensor operations on each."""
+
+    def __init__(self, task: Task, views: bool):
+        source = task.images if task.normalized is None else task.normalized
+        self.images = torch.from_numpy(np.ascontiguousarray(source.transpose(0, 3, 1, 2)))
+        self.labels = torch.from_numpy(task.labels.astype(np.int64))
+        self.augment, self.views = Augment(task, views), views
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def __getitem__(self, index: int):
+        image = self.images[index]
+        image = self.augment(gcn(image) if image.dtype == torch.uint8 else image)
+        return image if self.views else (image, self.labels[index])
+
+
+class PilDataset(Dataset):
+    """As torchvision's CIFAR10 and semi-supervised repositories have it: a PIL image, then a list of transforms."""
+
+    def __init__(self, task: Task, views: bool):
+        self.images, self.labels, self.views = task.images, task.labels, views
+        self.transforms = [np.asarray, lambda pixels: torch.from_numpy(pixels.transpose(2, 0, 1) / np.float32(255)),
+                           gcn, Augment(task, views)]
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def __getitem__(self, index: int):
+        image = Image.fromarray(self.images[index])
+        for transform in self.transforms:
+            image = transform(image)
+        return image if self.views else (image, int(self.labels[index]))
+
+
+def _loaders(task: Task, dataset: Callable[[Task, bool], Dataset]) -> Iterator[Batch]:
+    def endless(views: bool) -> Iterator:
+        loader = DataLoader(dataset(task, views), task.batch_unlabeled if views else task.batch_labeled, shuffle=True,
+                            drop_last=True, num_workers=task.workers, persistent_workers=task.workers > 0,
+                            pin_memory=task.device.type == "cuda")
+        while True:
+            yield from loader
+    return task.paired(endless(False), endless(True))
+
+
+def dataloader(task: Task) -> Iterator[Batch]:
+    """PyTorch's DataLoader over uint8 images in RAM, per-sample tensor operations."""
+    return _loaders(task, TensorDataset)
+
+
+def dataloader_pil(task: Task) -> Iterator[Batch]:
+    """PyTorch's DataLoader over PIL images and a list of transforms."""
+    return _loaders(task, PilDataset)
+
+
+def reference(task: Task) -> Iterator[Batch]:
+    """Image by image in NumPy and SciPy, as the reference's generator does by keras-preprocessing.
+
+    That is: the whole set normalised in RAM beforehand; an affine transform of each channel for the shift; noise from
+    NumPy in double precision; views by np.rot90; then one batch stacked.
+    """
+    data = _normalized(task)
+    random = np.random.default_rng(0)
+    size = data.shape[1]
+
+    def shifted(image: np.ndarray) -> np.ndarray:
+        offset = random.integers(-2, 3, 2)
+        return np.stack([scipy.ndimage.affine_transform(image[..., c], np.eye(2), offset, order=1, mode="reflect")
+                         for c in range(3)], -1)
+
+    def images(flip: bool) -> Iterator[tuple[np.ndarray, int]]:
+        while True:
+            for index in random.permutation(len(data)):
+                image = shifted(data[index])
+                if flip and random.random() < 0.5:
+                    image = image[:, ::-1]
+                yield image + task.noise * random.standard_normal(image.shape), task.labels[index]
+
+    def labeled() -> Iterator:
+        source = images(task.flip)
+        while True:
+            batch, labels = zip(*itertools.islice(source, task.batch_labeled), strict=True)
+            yield _tensor(np.stack(batch)), torch.from_numpy(np.array(labels, np.int64))
+
+    def unlabeled() -> Iterator:
+        source = images(False)
+        while True:
+            views = np.empty((task.batch_unlabeled, 6, size, size, 3), np.float32)
+            for number, (image, _) in enumerate(itertools.islice(source, task.batch_unlabeled)):
+                for view in range(6):
+                    views[number, view] = np.rot90(image, view) if view < 4 else np.flip(image, 1 if view == 4 else 0)
+            yield torch.from_numpy(views).permute(0, 1, 4, 2, 3)
+    return task.paired(labeled(), unlabeled())
+
+
+def in_ram(task: Task) -> Iterator[Batch]:
+    """The upper rival: everything normalised and mirror-padded on the device once, then batched PyTorch, no DALI."""
+    data = torch.from_numpy(np.pad(_normalized(task), ((0, 0), (2, 2), (2, 2), (0, 0)), "symmetric")).to(task.device)
+    labels = torch.from_numpy(task.labels.astype(np.int64)).to(task.device)
+    size, count = data.shape[1] - 4, len(data)
+    flat = data.view(count * (size + 4) ** 2, 3)
+    steps = torch.arange(size, device=task.device)
+
+    def shuffled(batch: int) -> Iterator[torch.Tensor]:
+        while True:
+            yield from torch.randperm(count, device=task.device)[:count // batch * batch].view(-1, batch)
+
+    def shifted(index: torch.Tensor, flip: bool) -> torch.Tensor:
+        """Images (n, S, S, 3), gathered row of pixels by row at their shift and mirrored by the index."""
+        y, x = torch.randint(0, 5, (2, len(index), 1), device=task.device)
+        columns = steps.expand(len(index), -1)
+        if flip:
+            columns = torch.where(torch.rand(len(index), 1, device=task.device) < 0.5, size - 1 - columns, columns)
+        pixels = (index[:, None] * (size + 4) + y + steps)[:, :, None] * (size + 4) + (x + columns)[:, None]
+        images = flat.index_select(0, pixels.view(-1)).view(len(index), size, size, 3)
+        return images.add_(torch.randn(images.shape, device=task.device), alpha=task.noise)
+
+    def labeled() -> Iterator:
+        for index in shuffled(task.batch_labeled):
+            yield shifted(index, task.flip).permute(0, 3, 1, 2), labels[index]
+
+    def unlabeled() -> Iterator:
+        for index in shuffled(task.batch_unlabeled):
+            images = shifted(index, False)
+            yield torch.stack([*(torch.rot90(images, i, (1, 2)) for i in range(4)), images.flip(2), images.flip(1)],
+                              1).permute(0, 1, 4, 2, 3)
+    return task.paired(labeled(), unlabeled())
+
+
+def _normalized(task: Task) -> np.ndarray:
+    if task.normalized is not None:
+        return task.normalized
+    return np.concatenate([torch.stack([gcn(image) for image in torch.from_numpy(part)]).numpy()
+                           for part in np.array_split(task.images, max(1, len(task.images) // 5000))])
+
+
+def _tensor(images: np.ndarray) -> torch.Tensor:
+    return torch.from_numpy(images.astype(np.float32)).permute(0, 3, 1, 2)
