@@ -47,7 +47,7 @@ def run(command: Callable[[Sequence[str] | None], int | None], argv: Sequence[st
 
 
 def _say(message: object, status: int) -> int:
-    print(f"error: {message}", file=sys.stderr)
+    print("error:", " ".join(str(message).splitlines()), file=sys.stderr)  # one line, whatever a library's message has
     return status
 
 
