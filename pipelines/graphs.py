@@ -29,7 +29,7 @@ class StreamOptions:
     views: bool
     flip: bool
     noise: float = augment.NOISE
-    steps_per_run: int = 8
+    steps_per_run: int = 4
     block_images: int | None = None
     window_images: int | None = None
 

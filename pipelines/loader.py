@@ -6,7 +6,7 @@ its own while they are.
 """
 
 from collections.abc import Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor, wait
+from concurrent.futures import Future, wait
 from dataclasses import asdict
 from typing import NamedTuple
 
@@ -25,6 +25,7 @@ from pipelines.graphs import (
 )
 from pipelines.sampling import Order, draw_jitter, draw_shift, generator, seed_from
 from pipelines.shards import ShardSet, Subset
+from pipelines.threads import background_thread
 from pipelines.whitening import Preprocess
 from pipelines.windows import Windows, default_window_images, padded_shape, to_device
 
@@ -110,7 +111,7 @@ class Stream:
         self._in_graph = device.type == "cuda" if in_graph is None else in_graph
         self._proxy_labels = torch.arange(VIEWS, device=device).repeat(options.batch)
         self._staging = torch.empty(0)  # where runs are gathered before DALI copies them; the CPU's only
-        self._worker = ThreadPoolExecutor(1, thread_name_prefix="stream")  # the one thread that calls the pipeline
+        self._worker = background_thread("stream")  # the one thread that calls the pipeline
         self._next: Future[Run] | None = None
         self._start(step=0, checkpoint=None)
 

@@ -6,7 +6,8 @@ source that fits one window is loaded once and stays.
 """
 
 import math
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future
+from contextlib import nullcontext
 from functools import lru_cache
 from itertools import groupby
 
@@ -16,6 +17,7 @@ import torch
 from pipelines.augment import MAX_SHIFT, fill_border
 from pipelines.sampling import Order
 from pipelines.shards import ImageSource
+from pipelines.threads import all_cores, background_thread
 from pipelines.whitening import Preprocess
 
 CPU_WINDOW_BYTES = 64 * 2**20
@@ -65,7 +67,7 @@ class Windows:
         self._free: list[torch.Tensor] = []
         # Small sets have many epochs, so many windows, in one run of a pipeline.
         self._window = lru_cache(max(4, CACHED_ROWS // min(order.window_images, order.epoch_images)))(order.window)
-        self._worker = ThreadPoolExecutor(1, thread_name_prefix="window")
+        self._worker = background_thread("window")
         self._stream = torch.cuda.Stream(device) if device.type == "cuda" else None
 
     def indices(self, position: int, count: int) -> np.ndarray:
@@ -127,7 +129,8 @@ class Windows:
         self.loaded += 1
         if self._stream is None:  # fresh pages would cost the CPU more than the normalisation
             window_images = self._free.pop() if self._free else self._empty()
-            to_device(pixels, self._preprocess, window_images[:len(pixels)])
+            with all_cores() if self.loaded == 1 else nullcontext():  # for the first, somebody is waiting
+                to_device(pixels, self._preprocess, window_images[:len(pixels)])
             return window_images
         with torch.cuda.device(self._device), torch.cuda.stream(self._stream):
             # A new tensor each time: the allocator keeps the memory, and knows when the drawing stream is done with it.
