@@ -190,34 +190,42 @@ def in_ram(task: Task) -> Iterator[Batch]:
     """The upper rival: everything normalised and mirror-padded on the device once, then batched PyTorch, no DALI."""
     data = torch.from_numpy(np.pad(_normalized(task), ((0, 0), (2, 2), (2, 2), (0, 0)), "symmetric")).to(task.device)
     labels = torch.from_numpy(task.labels.astype(np.int64)).to(task.device)
-    size, count = data.shape[1] - 4, len(data)
-    flat = data.view(count * (size + 4) ** 2, 3)
-    steps = torch.arange(size, device=task.device)
 
     def shuffled(batch: int) -> Iterator[torch.Tensor]:
         while True:
-            yield from torch.randperm(count, device=task.device)[:count // batch * batch].view(-1, batch)
-
-    def shifted(index: torch.Tensor, flip: bool) -> torch.Tensor:
-        """Images (n, S, S, 3), gathered row of pixels by row at their shift and mirrored by the index."""
-        y, x = torch.randint(0, 5, (2, len(index), 1), device=task.device)
-        columns = steps.expand(len(index), -1)
-        if flip:
-            columns = torch.where(torch.rand(len(index), 1, device=task.device) < 0.5, size - 1 - columns, columns)
-        pixels = (index[:, None] * (size + 4) + y + steps)[:, :, None] * (size + 4) + (x + columns)[:, None]
-        images = flat.index_select(0, pixels.view(-1)).view(len(index), size, size, 3)
-        return images.add_(torch.randn(images.shape, device=task.device), alpha=task.noise)
+            yield from torch.randperm(len(data), device=task.device)[:len(data) // batch * batch].view(-1, batch)
 
     def labeled() -> Iterator:
         for index in shuffled(task.batch_labeled):
-            yield shifted(index, task.flip).permute(0, 3, 1, 2), labels[index]
+            yield shift_and_noise(data, index, task.flip, task.noise).permute(0, 3, 1, 2), labels[index]
 
     def unlabeled() -> Iterator:
         for index in shuffled(task.batch_unlabeled):
-            images = shifted(index, False)
-            yield torch.stack([*(torch.rot90(images, i, (1, 2)) for i in range(4)), images.flip(2), images.flip(1)],
-                              1).permute(0, 1, 4, 2, 3)
+            yield six_views(shift_and_noise(data, index, False, task.noise))
     return task.paired(labeled(), unlabeled())
+
+
+def shift_and_noise(padded: torch.Tensor, index: torch.Tensor, flip: bool, noise: float) -> torch.Tensor:
+    """Images (n, S, S, C) out of mirror-padded ones (N, S+4, S+4, C), each at a shift and noise of its own.
+
+    One gather of rows: a row of S pixels that begins at any pixel is a row of an overlapping view of the data.
+    """
+    size, channels = padded.shape[1] - 4, padded.shape[3]
+    starts = padded.numel() // channels - size + 1  # pixels at which a row of S may begin
+    rows = padded.reshape(-1).as_strided((starts, size * channels), (channels, 1))
+    y, x = torch.randint(0, 5, (2, len(index), 1), device=padded.device)
+    first = (index[:, None] * (size + 4) + y + torch.arange(size, device=padded.device)) * (size + 4) + x
+    images = rows.index_select(0, first.view(-1)).view(len(index), size, size, channels)
+    if flip:
+        chosen = (torch.rand(len(index), device=padded.device) < 0.5).nonzero()[:, 0]
+        images[chosen] = images[chosen].flip(2)
+    return images.add_(torch.randn(images.shape, device=padded.device), alpha=noise)
+
+
+def six_views(images: torch.Tensor) -> torch.Tensor:
+    """(n, S, S, C) to (n, 6, C, S, S)."""
+    return torch.stack([*(torch.rot90(images, i, (1, 2)) for i in range(4)), images.flip(2), images.flip(1)],
+                       1).permute(0, 1, 4, 2, 3)
 
 
 def _normalized(task: Task) -> np.ndarray:

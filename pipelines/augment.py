@@ -1,9 +1,9 @@
 """What is random, per image and step: shift, flip, noise, and the six views, as DALI fragments.
 
 Order as in the reference: shift, flip, noise, then the views, which therefore share one shift and one noise
-draw. Images are H×W×C throughout, so that a batch is channels-last for the network without a copy. Two of
-the stages have a PyTorch twin for the CPU backend, where DALI draws noise some eight times slower and makes
-the views image by image; the GPU runs DALI's.
+draw. Images are H×W×C throughout, so that a batch is channels-last for the network without a copy. Three of
+the stages have a PyTorch twin for the CPU backend, where DALI draws noise some eight times slower, makes the
+views image by image, and looks through all arguments of a batch for each image it may mirror; the GPU runs DALI's.
 """
 
 import torch
@@ -20,12 +20,11 @@ def fill_border(padded: torch.Tensor, by: int = MAX_SHIFT) -> None:
 
     NumPy calls it ``symmetric``, SciPy ``reflect``. In place: on a CPU a second tensor costs more than the arithmetic.
     """
-    height, width = padded.shape[1:3]
-    inside = slice(by, width - by)
-    padded[:, :by, inside] = padded[:, by:2 * by, inside].flip(1)
-    padded[:, height - by:, inside] = padded[:, height - 2 * by:height - by, inside].flip(1)
-    padded[:, :, :by] = padded[:, :, by:2 * by].flip(2)
-    padded[:, :, width - by:] = padded[:, :, width - 2 * by:width - by].flip(2)
+    for axis in (1, 2):
+        size = padded.shape[axis]
+        for i in range(by):
+            padded.select(axis, by - 1 - i).copy_(padded.select(axis, by + i))
+            padded.select(axis, size - by + i).copy_(padded.select(axis, size - by - 1 - i))
 
 
 def shift_and_flip(images: DataNode, x: DataNode | float, y: DataNode | float, mirror: DataNode | int,
@@ -58,6 +57,12 @@ def six_views(images: DataNode) -> DataNode:
     up_down = transposed(rotated270)
     rotated180 = mirror(up_down)
     return fn.stack(images, rotated90, rotated180, rotated270, left_right, up_down, name="six_views")
+
+
+def flip_torch(images: torch.Tensor, mirror: torch.Tensor) -> None:
+    """The PyTorch twin of ``shift_and_flip``'s flip: in place, those of (n, H, W, C) where ``mirror`` (n,) is not 0."""
+    chosen = mirror.nonzero()[:, 0]
+    images.index_copy_(0, chosen, images.index_select(0, chosen).flip(2))
 
 
 def add_noise_torch(images: torch.Tensor, deviation: float, generator: torch.Generator) -> torch.Tensor:

@@ -34,15 +34,16 @@ class StreamOptions:
     window_images: int | None = None
 
 
-def training_graph(images, draws, *, size: tuple[int, int], options: StreamOptions, device_id: int | None,
+def training_graph(images, draws, mirrors, *, size: tuple[int, int], options: StreamOptions, device_id: int | None,
                    in_graph: bool, seed: int, threads: int = 1, checkpoint: bytes | None = None) -> Pipeline:
     """The DALI graph of a training stream, not yet built; one definition for the CPU and the GPU.
 
     Args:
         images: source of padded images (n, H+4, W+4, C) by ``BatchInfo``.
-        draws: source of [crop x, crop y, mirror, label], each (n,).
+        draws: source of [crop x, crop y, label], each (n,).
+        mirrors: source of 0 or 1 (n,): which images to mirror, where ``options.flip``.
         device_id: the GPU that everything runs on; None for the CPU backend.
-        in_graph: noise and views are DALI's; otherwise they are left to their PyTorch twins.
+        in_graph: flip, noise and views are DALI's; otherwise they are left to their PyTorch twins.
     """
     device = "cpu" if device_id is None else "gpu"
     pipeline = Pipeline(batch_size=options.batch * options.steps_per_run, num_threads=threads, device_id=device_id,
@@ -50,9 +51,11 @@ def training_graph(images, draws, *, size: tuple[int, int], options: StreamOptio
     with pipeline:
         padded = fn.external_source(source=images, batch=True, batch_info=True, device=device,
                                     dtype=types.FLOAT, ndim=3, layout="HWC")
-        x, y, mirror, labels = fn.external_source(
-            source=draws, num_outputs=4, batch=True, batch_info=True, ndim=0,
-            dtype=[types.FLOAT, types.FLOAT, types.INT32, types.INT64])
+        x, y, labels = fn.external_source(source=draws, num_outputs=3, batch=True, batch_info=True, ndim=0,
+                                          dtype=[types.FLOAT, types.FLOAT, types.INT64])
+        mirror = 0
+        if in_graph and options.flip:
+            mirror = fn.external_source(source=mirrors, batch=True, batch_info=True, ndim=0, dtype=types.INT32)
         out = augment.shift_and_flip(padded, x, y, mirror, size)
         if in_graph and options.noise:
             out = augment.add_noise(out, options.noise, seed)

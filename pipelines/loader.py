@@ -29,7 +29,7 @@ from pipelines.threads import background_thread
 from pipelines.whitening import Preprocess
 from pipelines.windows import Windows, default_window_images, padded_shape, to_device
 
-DRAWS, DALI_NOISE, TORCH_NOISE = 2, 3, 4  # what a random number is for (the order's own keys are 0 and 1)
+DRAWS, DALI_NOISE, TORCH_NOISE, FLIPS = 2, 3, 4, 5  # what a random number is for (the order's own keys are 0 and 1)
 BLOCK_IMAGES, WINDOW_BLOCKS = 16, 256  # images read at a time at most, and blocks in a window at least
 LABELED, UNLABELED, EVALUATION = 0, 1, 2  # which stream it is for
 
@@ -163,7 +163,8 @@ class Stream:
         self._run: Run | None = None
         self._next = None  # made when first asked for: a stream that is about to be put elsewhere loads nothing
         self._pipeline = training_graph(
-            self._source_images, self._source_draws, size=self._size, options=self.options,
+            self._source_images, self._source_draws, lambda info: self._mirrors(info.iteration),
+            size=self._size, options=self.options,
             device_id=self._device.index if self._device.type == "cuda" else None, in_graph=self._in_graph,
             seed=seed_from(*self._key, DALI_NOISE), threads=self._threads,
             checkpoint=None if checkpoint is None else bytes.fromhex(checkpoint))
@@ -186,6 +187,8 @@ class Stream:
         before = self._pipeline.checkpoint().hex()
         images, labels = run_pipeline(self._pipeline, self._device)
         if not self._in_graph:
+            if self.options.flip:
+                augment.flip_torch(images, torch.from_numpy(self._mirrors(number)))
             if self.options.noise:
                 random = torch.Generator().manual_seed(seed_from(*self._key, TORCH_NOISE, number))
                 images = augment.add_noise_torch(images, self.options.noise, random)
@@ -211,11 +214,14 @@ class Stream:
     def _source_draws(self, info) -> list[np.ndarray]:
         random = generator(*self._key, DRAWS, info.iteration)
         y, x = draw_shift(random, self._run_images).astype(np.float32) / (2 * MAX_SHIFT)
-        mirror = random.integers(0, 2, self._run_images, np.int32) * np.int32(self.options.flip)
         if self._labels is None:
-            return [x, y, mirror, np.zeros(self._run_images, np.int64)]
+            return [x, y, np.zeros(self._run_images, np.int64)]
         indices = self._windows[0].indices(info.iteration * self._run_images, self._run_images)
-        return [x, y, mirror, self._labels[indices]]
+        return [x, y, self._labels[indices]]
+
+    def _mirrors(self, number: int) -> np.ndarray:
+        """Which images of a run are mirrored: 0 or 1, int32 (n,)."""
+        return generator(*self._key, FLIPS, number).integers(0, 2, self._run_images, np.int32)
 
 
 class SemiSupervisedLoader:

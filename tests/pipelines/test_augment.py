@@ -59,6 +59,18 @@ def test_six_views(images):
     assert np.array_equal(augment.six_views_torch(torch.from_numpy(images)), expected)
 
 
+def test_flips(images):
+    mirror = np.array([1, 0, 0, 1, 1], np.int32)
+    expected = np.stack([np.fliplr(image) if flip else image for image, flip in zip(images, mirror, strict=True)])
+    ours = torch.from_numpy(images.copy())
+    augment.flip_torch(ours, torch.from_numpy(mirror))
+    assert np.array_equal(ours, expected)
+
+    def graph(source):
+        return augment.shift_and_flip(source, 0.5, 0.5, fn.external_source(lambda: mirror, batch=True), (12, 12))
+    assert np.array_equal(dali_on_cpu(graph, images), expected)
+
+
 @pytest.mark.parametrize("where", ["dali", "torch"])
 def test_noise_has_its_mean_deviation_and_independence(where):
     images = np.full((64, 16, 16, 3), 5, np.float32)
