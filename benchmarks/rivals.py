@@ -10,7 +10,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-import scipy.ndimage
 import torch
 from PIL import Image
 from torch.utils.data import DataLoader, Dataset
@@ -147,33 +146,27 @@ def dataloader_pil(task: Task) -> Iterator[Batch]:
 
 
 def reference(task: Task) -> Iterator[Batch]:
-    """Image by image in NumPy and SciPy, as the reference's generator does by keras-preprocessing.
-
-    That is: the whole set normalised in RAM beforehand; an affine transform of each channel for the shift; noise from
-    NumPy in double precision; views by np.rot90; then one batch stacked.
+    """The reference's generator: keras-preprocessing's ImageDataGenerator image by image over a normalised set in RAM,
+    noise by NumPy, views by ``np.rot90`` and flips, and then one batch stacked.
     """
+    from keras_preprocessing.image import ImageDataGenerator
     data = _normalized(task)
-    random = np.random.default_rng(0)
-    size = data.shape[1]
+    size, shifts = data.shape[1], [-2, -1, 0, 1, 2]
 
-    def shifted(image: np.ndarray) -> np.ndarray:
-        offset = random.integers(-2, 3, 2)
-        return np.stack([scipy.ndimage.affine_transform(image[..., c], np.eye(2), offset, order=1, mode="reflect")
-                         for c in range(3)], -1)
+    def noisy(image: np.ndarray) -> np.ndarray:
+        return image + task.noise * np.random.standard_normal(image.shape)  # noqa: NPY002 - as the reference has it
 
-    def images(flip: bool) -> Iterator[tuple[np.ndarray, int]]:
-        while True:
-            for index in random.permutation(len(data)):
-                image = shifted(data[index])
-                if flip and random.random() < 0.5:
-                    image = image[:, ::-1]
-                yield image + task.noise * random.standard_normal(image.shape), task.labels[index]
+    def images(flip: bool) -> Iterator:
+        generator = ImageDataGenerator(width_shift_range=shifts, height_shift_range=shifts, horizontal_flip=flip,
+                                       preprocessing_function=noisy, fill_mode="reflect")
+        return generator.flow(data, task.labels, shuffle=True, batch_size=1, seed=None)
 
     def labeled() -> Iterator:
         source = images(task.flip)
         while True:
             batch, labels = zip(*itertools.islice(source, task.batch_labeled), strict=True)
-            yield _tensor(np.stack(batch)), torch.from_numpy(np.array(labels, np.int64))
+            yield (torch.from_numpy(np.vstack(batch)).permute(0, 3, 1, 2),
+                   torch.from_numpy(np.concatenate(labels).astype(np.int64)))
 
     def unlabeled() -> Iterator:
         source = images(False)
@@ -181,7 +174,8 @@ def reference(task: Task) -> Iterator[Batch]:
             views = np.empty((task.batch_unlabeled, 6, size, size, 3), np.float32)
             for number, (image, _) in enumerate(itertools.islice(source, task.batch_unlabeled)):
                 for view in range(6):
-                    views[number, view] = np.rot90(image, view) if view < 4 else np.flip(image, 1 if view == 4 else 0)
+                    views[number, view] = np.rot90(image[0], view) if view < 4 else \
+                        np.flip(image[0], 1 if view == 4 else 0)
             yield torch.from_numpy(views).permute(0, 1, 4, 2, 3)
     return task.paired(labeled(), unlabeled())
 
@@ -233,7 +227,3 @@ def _normalized(task: Task) -> np.ndarray:
         return task.normalized
     return np.concatenate([torch.stack([gcn(image) for image in torch.from_numpy(part)]).numpy()
                            for part in np.array_split(task.images, max(1, len(task.images) // 5000))])
-
-
-def _tensor(images: np.ndarray) -> torch.Tensor:
-    return torch.from_numpy(images.astype(np.float32)).permute(0, 3, 1, 2)

@@ -85,7 +85,7 @@ class Extents:
                 raise IndexError(f"{self._paths[0]}: image index outside 0 to {len(self) - 1}")
             self._read(indices, out)
         if self._layout == "CWH":
-            return np.ascontiguousarray(out.reshape(-1, channels, width, height).transpose(0, 3, 2, 1))
+            return planes_last(out.reshape(-1, channels, width, height).transpose(0, 1, 3, 2))
         return out.reshape(-1, height, width, channels)
 
     def _read(self, indices: np.ndarray, out: np.ndarray) -> None:
@@ -118,6 +118,15 @@ class Extents:
         found = stat.st_ino, stat.st_mtime_ns
         if self._files.setdefault(path, found) != found:
             raise DataError(f"{path}: replaced or changed while in use; start again")
+
+
+def planes_last(planes: np.ndarray) -> np.ndarray:
+    """(n, C, H, W), in whatever order in memory, to contiguous (n, H, W, C); plane by plane, since that is fast."""
+    count, channels, height, width = planes.shape
+    out = np.empty((count, height, width, channels), planes.dtype)
+    for channel in range(channels):
+        out[..., channel] = planes[:, channel]
+    return out
 
 
 def sample_hash(images: ImageSource) -> str:

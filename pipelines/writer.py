@@ -1,5 +1,6 @@
 """Writing a shard set: everything beside its place first, the manifest last, then one rename."""
 
+import errno
 import hashlib
 import io
 import math
@@ -15,6 +16,7 @@ from pipelines.files import sync_folder, write_atomically
 from pipelines.manifest import MANIFEST, Manifest, RawFile, Shard, ShardFile
 from pipelines.shards import LABEL_DTYPE, Extents, sample_hash
 
+PIECE_BYTES = 2**18  # hashed and written while it is in the CPU's cache
 SHARD_BYTES = 64 * 2**20  # pixels per shard file: large enough to copy fast, small enough to buffer
 
 
@@ -143,11 +145,13 @@ class ShardWriter:
         header = io.BytesIO()
         np.lib.format.write_array_header_1_0(header, np.lib.format.header_data_from_array_1_0(array))
         pixels = memoryview(np.ascontiguousarray(array)).cast("B")
-        digest = hashlib.sha256(header.getvalue())
-        digest.update(pixels)
-        with open(self.partial / name, "wb") as file:
-            file.write(header.getvalue())
-            file.write(pixels)
-            file.flush()
+        digest = hashlib.sha256()
+        with open(self.partial / name, "wb", buffering=0) as file:
+            for part in (memoryview(header.getvalue()), pixels):
+                for first in range(0, len(part), PIECE_BYTES):
+                    piece = part[first:first + PIECE_BYTES]
+                    digest.update(piece)
+                    if file.write(piece) != len(piece):
+                        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(self.partial / name))
             os.fsync(file.fileno())
         return ShardFile(name, len(header.getvalue()) + len(pixels), digest.hexdigest())

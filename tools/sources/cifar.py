@@ -10,8 +10,9 @@ from typing import BinaryIO
 import numpy as np
 
 from pipelines.errors import DataError
+from pipelines.shards import planes_last
 from tools.sources import Batches, Source, Split
-from tools.sources.pickles import load_dict
+from tools.sources.pickles import as_text, load_dict
 from tools.sources.tars import READ_ERRORS, check_end
 
 IMAGE_SHAPE = (32, 32, 3)
@@ -135,7 +136,7 @@ def _batches(opened: Opened, files: Files, split: str, suffix: str, which: int) 
                 rows, labels = reader(where, stream, files, files.images_per_file[split], which)
             if labels.min() < 0 or labels.max() >= classes:
                 raise DataError(f"{where}: labels {labels.min()} to {labels.max()} found, 0 to {classes - 1} expected")
-            yield rows.reshape(-1, 3, 32, 32).transpose(0, 2, 3, 1), labels
+            yield planes_last(rows.reshape(-1, 3, 32, 32)), labels
     return batches
 
 
@@ -171,6 +172,7 @@ def _classes(opened: Opened, files: Files, suffix: str, which: int) -> tuple[str
             names = stream.read(2**16).decode("utf-8", "replace").split()
         else:
             names = load_dict(where, stream, "CIFAR").get(key)
+            names = list(map(as_text, names)) if isinstance(names, list) else None
     count = files.labels[which][1]
     if not isinstance(names, list) or len(names) != count or not all(isinstance(name, str) for name in names):
         raise DataError(f"{where}: {count} class names expected")

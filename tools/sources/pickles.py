@@ -21,11 +21,19 @@ class RestrictedUnpickler(pickle.Unpickler):
 
 
 def load_dict(where: str, stream: BinaryIO, kind: str) -> dict:
-    """The dictionary in a pickle, Python 2's strings as text; DataError naming ``where`` for anything else."""
+    """The dictionary in a pickle; DataError naming ``where`` for anything else.
+
+    Its keys are text. Python 2's strings among its values stay bytes: pixels are such strings, and long ones.
+    """
     try:
-        content = RestrictedUnpickler(stream, encoding="latin1").load()
+        content = RestrictedUnpickler(stream, encoding="bytes").load()
     except Exception as error:  # a damaged pickle may raise anything
         raise DataError(f"{where}: not a readable {kind} pickle ({error})") from None
     if not isinstance(content, dict):
         raise DataError(f"{where}: a pickled {type(content).__name__} found, a dictionary expected")
-    return content
+    return {as_text(key): value for key, value in content.items()}
+
+
+def as_text(value: object) -> object:
+    """Python 2's strings as text; anything else as it is."""
+    return value.decode("latin1") if isinstance(value, bytes) else value

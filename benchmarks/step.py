@@ -1,0 +1,109 @@
+"""The training step fed by the loader beside the same step on one fixed batch: python -m benchmarks.step."""
+
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from functools import partial
+from pathlib import Path
+
+import torch
+from torch import nn
+from torch.utils.flop_counter import FlopCounterMode
+
+from benchmarks.measure import alternate, machine, say, table
+from pipelines import errors, whitening
+from pipelines.errors import Parser
+from pipelines.loader import Batch, SemiSupervisedLoader
+from pipelines.shards import ShardSet
+from sesemi.config import PRECISIONS, cpu_cores, default_precision, parse_device
+from sesemi.model import SesemiModel
+from sesemi.trainer import Trainer
+
+EXAMPLE = """example:
+  python -m benchmarks.step --gpu none --networks one-convolution wrn-10-1
+  python -m benchmarks.step --gpu 0 --networks convnet wrn wrn-28-10
+"""
+ONE_CONVOLUTION = "one-convolution"
+STEPS = 10**9  # of the learning-rate schedule: as good as constant
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """The command."""
+    parser = Parser(prog="python -m benchmarks.step", description=__doc__, epilog=EXAMPLE)
+    parser.add_argument("--gpu", metavar="N", help="number of the GPU, or none for the CPU (default: GPU 0 if any)")
+    parser.add_argument("--networks", nargs="+", default=[ONE_CONVOLUTION, "wrn-10-1"], metavar="NAME",
+                        help=f"{ONE_CONVOLUTION} (3×3, 64 channels, size-keeping) or any network "
+                             f"(default: %(default)s)")
+    parser.add_argument("--dataset", default="cifar10", metavar="NAME", help="prepared set (default: %(default)s)")
+    parser.add_argument("--data", type=Path, default=Path("shards"), help="prepared sets (default: %(default)s)")
+    parser.add_argument("--preprocess", choices=whitening.KINDS, default="gcn", help="default: %(default)s")
+    parser.add_argument("--batch-unlabeled", type=errors.positive_int, default=16, metavar="B",
+                        help="default: %(default)s")
+    parser.add_argument("--precision", choices=PRECISIONS, help="default: bf16 or fp16 on a GPU, fp32 on a CPU")
+    parser.add_argument("--peak-tflops", type=float, metavar="T",
+                        help="the device's peak at this precision, for the utilisation (default: not reported)")
+    parser.add_argument("--seconds", type=float, default=8.0, help="of each turn (default: %(default)s)")
+    parser.add_argument("--repeats", type=errors.positive_int, default=5, help="turns of each (default: %(default)s)")
+    options = parser.parse_args(argv)
+    device = torch.device(parse_device(options.gpu) or ("cuda:0" if torch.cuda.is_available() else "cpu"))
+    shard_set = ShardSet(options.data / options.dataset / "train")
+    preprocess = whitening.prepare(options.preprocess, [shard_set], device)
+    precision = options.precision or default_precision(device)
+    found = {}
+    for network in options.networks:
+        loader = SemiSupervisedLoader(shard_set, [shard_set], preprocess, batch_unlabeled=options.batch_unlabeled,
+                                      device=device, threads=cpu_cores())
+        found[network] = measure(network, loader, len(shard_set.classes), precision, device, options)
+        loader.close()
+    rows = [(name, f"{one['fed']:.2f}", f"{one['fixed']:.2f}", f"{one['fed_over_fixed']:.3f}",
+             f"{one['images_per_second']:,.0f}", f"{one['wait_fraction']:.3f}", f"{one['tflops']:.3f}")
+            for name, one in found.items()]
+    print(table(rows, ("network", "fed, steps/s", "fixed batch", "fed / fixed", "images/s", "waiting", "TFLOP/s")))
+    say({**machine(device), "precision": precision, "preprocess": options.preprocess,
+         "batch": [6 * options.batch_unlabeled] * 2, "networks": found})
+    return 0
+
+
+def measure(network: str, loader: Iterator[Batch], num_classes: int, precision: str, device: torch.device,
+            options) -> dict:
+    """One network: steps a second fed and fixed, their ratio, and what the step computes.
+
+    The two steps take turns on one trainer; time waiting is the share of the fed turns that ``next(loader)`` took.
+    """
+    trainer = build_trainer(network, num_classes, precision, device)
+    fixed = next(loader)
+    with FlopCounterMode(display=False) as counter:
+        trainer.train_step(fixed)
+    flops = counter.get_total_flops()
+    speeds = alternate({"fed": partial(_fed_step, trainer, loader), "fixed": partial(trainer.train_step, fixed)},
+                       device, options.seconds, options.repeats)
+    images = len(fixed.labeled.images) + len(fixed.unlabeled.images)
+    result = {"fed": round(speeds["fed"], 3), "fixed": round(speeds["fixed"], 3),
+              "fed_over_fixed": round(speeds["fed"] / speeds["fixed"], 4),
+              "images_per_second": round(speeds["fed"] * images, 1),
+              "wait_fraction": round(trainer.waited / trainer.seconds, 4),
+              "tflops": round(flops * speeds["fed"] / 1e12, 4)}
+    if options.peak_tflops:
+        result["model_flop_utilisation"] = round(result["tflops"] / options.peak_tflops, 4)
+    return result
+
+
+def _fed_step(trainer: Trainer, loader: Iterator[Batch]) -> None:
+    start = time.perf_counter()
+    batch = next(loader)
+    trainer.waited += time.perf_counter() - start
+    trainer.train_step(batch)
+    trainer.seconds += time.perf_counter() - start
+
+
+def build_trainer(network: str, num_classes: int, precision: str, device: torch.device) -> Trainer:
+    """The product's trainer, around a network or around the least one there can be."""
+    model = SesemiModel("wrn-10-1" if network == ONE_CONVOLUTION else network, num_classes)
+    if network == ONE_CONVOLUTION:
+        model.trunk = nn.Conv2d(3, model.trunk.out_channels, 3, padding=1)
+    model = model.to(device, memory_format=torch.channels_last)
+    return Trainer(model, steps=STEPS, base_lr=0.01, dtype=PRECISIONS[precision], log_every=STEPS)
+
+
+if __name__ == "__main__":
+    sys.exit(errors.run(main))
