@@ -83,7 +83,7 @@ class Stream:
         which: LABELED or UNLABELED, so that streams of one seed differ.
         device: where batches arrive; the CPU or one GPU.
         threads: of DALI's CPU backend.
-        in_graph: noise and views by DALI (the GPU's way) instead of PyTorch; None for what the device does best.
+        in_graph: flip, noise and views by DALI (the GPU's way) instead of PyTorch; None for what the device does best.
 
     Iterating yields Examples: (batch, C, H, W) and labels, or with views (6·batch, C, H, W), image by image,
     and proxy labels. Tensors are the caller's to keep.
@@ -111,7 +111,7 @@ class Stream:
         self._in_graph = device.type == "cuda" if in_graph is None else in_graph
         self._proxy_labels = torch.arange(VIEWS, device=device).repeat(options.batch)
         self._staging = torch.empty(0)  # where runs are gathered before DALI copies them; the CPU's only
-        self._worker = background_thread("stream")  # the one thread that calls the pipeline
+        self._worker = background_thread("stream", device)  # the one thread that calls the pipeline
         self._next: Future[Run] | None = None
         self._start(step=0, checkpoint=None)
 

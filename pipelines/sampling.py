@@ -107,6 +107,11 @@ class Order:
             return 1
         return -(-self._blocks // max(1, self.window_images // self.block_images))
 
+    @property
+    def largest_window(self) -> int:
+        """Images in a window at most."""
+        return min(max(self.window_images, self.block_images), self.epoch_images)
+
     def window_start(self, window: int) -> int:
         """Position in the epoch of the first image of a window; of the end, for ``window == windows``."""
         return self._images_before(self._blocks * window // self.windows)

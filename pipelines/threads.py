@@ -9,13 +9,13 @@ import torch
 from threadpoolctl import threadpool_limits
 
 
-def background_thread(name: str) -> ThreadPoolExecutor:
-    """One thread whose PyTorch operations do not split over the cores.
+def background_thread(name: str, device: torch.device) -> ThreadPoolExecutor:
+    """One thread for work on ``device``, whose operations on the CPU do not split over the cores.
 
     Streams and windows are several such threads and the step is another; were each to split its small operations, they
     would wait for one another more than they work.
     """
-    return ThreadPoolExecutor(1, thread_name_prefix=name, initializer=_on_one_core)
+    return ThreadPoolExecutor(1, thread_name_prefix=name, initializer=_set_up, initargs=(device,))
 
 
 @contextmanager
@@ -25,6 +25,8 @@ def all_cores() -> Iterator[None]:
         yield
 
 
-def _on_one_core() -> None:
+def _set_up(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.set_device(device)  # as all that follows, for this thread alone
     torch.get_num_threads()  # has PyTorch set this thread up; later it would undo what follows
-    threadpool_limits(1, user_api="openmp")  # counts for this thread alone
+    threadpool_limits(1, user_api="openmp")

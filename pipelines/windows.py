@@ -66,8 +66,8 @@ class Windows:
         self._contents: dict[tuple[int, int], Future] = {}
         self._free: list[torch.Tensor] = []
         # Small sets have many epochs, so many windows, in one run of a pipeline.
-        self._window = lru_cache(max(4, CACHED_ROWS // min(order.window_images, order.epoch_images)))(order.window)
-        self._worker = background_thread("window")
+        self._window = lru_cache(max(4, CACHED_ROWS // order.largest_window))(order.window)
+        self._worker = background_thread("window", device)
         self._stream = torch.cuda.Stream(device) if device.type == "cuda" else None
 
     def indices(self, position: int, count: int) -> np.ndarray:
@@ -142,5 +142,4 @@ class Windows:
 
     def _empty(self) -> torch.Tensor:
         """Memory for any window of this source."""
-        count = min(self._order.window_images, self._order.epoch_images)
-        return torch.empty(padded_shape(count, self._source.image_shape), device=self._device)
+        return torch.empty(padded_shape(self._order.largest_window, self._source.image_shape), device=self._device)

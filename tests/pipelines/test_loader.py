@@ -9,7 +9,7 @@ from pipelines.loader import UNLABELED, SemiSupervisedLoader, Stream, default_bl
 from pipelines.sampling import Order
 from pipelines.shards import Subset
 from pipelines.whitening import Preprocess
-from pipelines.windows import default_window_images
+from pipelines.windows import Windows, default_window_images
 from tests.conftest import random_images, write_set
 
 PREPROCESS = Preprocess("gcn", (8, 8, 3))
@@ -64,6 +64,17 @@ def test_two_sources_resume_to_the_bit(small_set, tmp_path, steps):
         alone.load_state_dict(one.state_dict())
     for feed in (one, again, alone):
         feed.close()
+
+
+@pytest.mark.parametrize(("window", "block"), [(8, 16), (64, 16), (50, 7), (300, 16), (1000, 16)])
+def test_windows_hold_the_images_of_their_positions(small_set, window, block):
+    """Also where a window is smaller than a block, and across windows and epochs; the memory is used again."""
+    windows = Windows(small_set, Order(300, window, block, seed=3), PREPROCESS, torch.device("cpu"))
+    for position in range(0, 700, 70):
+        images = small_set.read(windows.indices(position, 70))
+        expected = np.pad(PREPROCESS(torch.from_numpy(images)), ((0, 0), (2, 2), (2, 2), (0, 0)), "symmetric")
+        assert np.array_equal(windows.gather(position, 70), expected)
+    windows.close()
 
 
 def test_batches_that_do_not_divide_among_the_sources(small_set):
