@@ -48,7 +48,7 @@ def check(build: Callable[[float], Iterator[Batch]], images: np.ndarray, labels:
         return which, ours - flat[which]
 
     clean, noisy = build(0.0), build(0.15)
-    flipped, left = [], []
+    flipped, left, seen, shifts = [], [], [], set()
     for _ in range(STEPS):
         for source, noise in ((clean, 0.0), (noisy, 0.15)):
             batch = next(source)
@@ -65,8 +65,14 @@ def check(build: Callable[[float], Iterator[Batch]], images: np.ndarray, labels:
             if noise:
                 left += [rest, first_rest]
             else:
+                seen.append(which // 50)
+                shifts |= set((which % 50 // 2).tolist())
                 assert max(np.abs(rest).max(), np.abs(first_rest).max()) < TOLERANCE, "no shift of any image"
                 flipped.append(which % 2)
+    assert len(shifts) == 25, f"{len(shifts)} different shifts, expected all 25"
+    together = np.concatenate(seen)
+    assert np.bincount(together).max() <= -(-len(together) // len(images)) + 1, "an image more often than others"
+    assert not (np.diff(together) == 1).mean() > 0.2, "images in the order of the file"
     share = np.concatenate(flipped).mean()
     assert abs(share - 0.5 * flip) < 0.15 * flip + 1e-9, f"{share:.2f} of the labeled images are flipped"
     noise = np.concatenate(left)

@@ -20,6 +20,7 @@ SHARD_IMAGES = 10_000
 
 def webdataset(task: Task) -> Iterator[Batch]:
     """The ``webdataset`` package: tars of raw pixels, a shuffle buffer, per-sample tensor operations."""
+    _only_gcn(task)
     import webdataset as wds
     paths = _write_tars(task)
 
@@ -44,8 +45,7 @@ def dali_webdataset(task: Task) -> Iterator[Batch]:
 
     from pipelines.augment import six_views as dali_views
     from pipelines.graphs import run_pipeline
-    if task.normalized is not None:
-        raise ImportError("it would need ZCA, a matrix product over the batch, which DALI's operators do not have")
+    _only_gcn(task)
     paths = [str(path) for path in _write_tars(task)]
     size = task.images.shape[1]
     gpu = task.device.type == "cuda"
@@ -92,6 +92,11 @@ def dali_webdataset(task: Task) -> Iterator[Batch]:
     return task.paired(labeled(), unlabeled())
 
 
+def _only_gcn(task: Task) -> None:
+    if task.normalized is not None:
+        raise ImportError("it streams pixels, which are whitened beforehand for the rivals in RAM only")
+
+
 def _write_tars(task: Task) -> list[Path]:
     import webdataset as wds
     folder = task.folder / "tars"
@@ -105,6 +110,7 @@ def _write_tars(task: Task) -> list[Path]:
 
 def streaming(task: Task) -> Iterator[Batch]:
     """MosaicML ``streaming``: MDS shards of raw pixels, its shuffle, per-sample tensor operations."""
+    _only_gcn(task)
     from streaming import MDSWriter, StreamingDataset
     shape = ",".join(map(str, task.images.shape[1:]))
 
@@ -134,6 +140,7 @@ def streaming(task: Task) -> Iterator[Batch]:
 
 def ffcv(task: Task) -> Iterator[Batch]:
     """FFCV: a beton of raw pixels, its random order and threads; GCN, shift, flip, noise and views batched PyTorch."""
+    _only_gcn(task)
     from ffcv.fields import IntField, NDArrayField
     from ffcv.fields.decoders import IntDecoder, NDArrayDecoder
     from ffcv.loader import Loader, OrderOption

@@ -130,7 +130,7 @@ class Stream:
             self._next = self._submit(self._step // self.options.steps_per_run + 1)
         self._step += 1
         images, labels = (part.chunk(self.options.steps_per_run)[inside] for part in self._run[:2])
-        return Examples(images, self._proxy_labels if self.options.views else labels)
+        return Examples(images, self._proxy_labels.clone() if self.options.views else labels)
 
     def state_dict(self) -> dict:
         """Everything needed to go on after the batch delivered last: numbers and strings."""

@@ -6,8 +6,9 @@ source that fits one window is loaded once and stays.
 """
 
 import math
+import os
+from collections.abc import Callable, Iterable
 from concurrent.futures import Future
-from contextlib import nullcontext
 from functools import lru_cache
 from itertools import groupby
 
@@ -17,7 +18,7 @@ import torch
 from pipelines.augment import MAX_SHIFT, fill_border
 from pipelines.sampling import Order
 from pipelines.shards import ImageSource
-from pipelines.threads import all_cores, background_thread
+from pipelines.threads import background_thread
 from pipelines.whitening import Preprocess
 
 CPU_WINDOW_BYTES = 64 * 2**20
@@ -40,15 +41,22 @@ def padded_shape(count: int, image_shape: tuple[int, int, int]) -> tuple[int, in
     return count, height + 2 * MAX_SHIFT, width + 2 * MAX_SHIFT, channels
 
 
-def to_device(images: np.ndarray, preprocess: Preprocess, out: torch.Tensor) -> torch.Tensor:
-    """Normalise and mirror-pad images, uint8 (n, H, W, C), into ``out``, float32 (n, H+4, W+4, C); returns ``out``."""
+def to_device(images: np.ndarray, preprocess: Preprocess, out: torch.Tensor,
+              run: Callable[[Callable, Iterable[int]], Iterable] = map) -> None:
+    """Normalise and mirror-pad images, uint8 (n, H, W, C), into ``out``, float32 (n, H+4, W+4, C).
+
+    Chunk by chunk; ``run`` maps the work over the chunks, on several threads perhaps: the result is the same to the
+    bit.
+    """
     inside = slice(MAX_SHIFT, -MAX_SHIFT)
     step = max(1, CHUNK_VALUES[out.device.type] // images[:1].size)
-    for first in range(0, len(images), step):
+
+    def work(first: int) -> None:
         part = out[first:first + step]
         part[:, inside, inside] = preprocess(torch.from_numpy(images[first:first + step]).to(out.device))
         fill_border(part)
-    return out
+    for _ in run(work, range(0, len(images), step)):
+        pass
 
 
 class Windows:
@@ -129,8 +137,11 @@ class Windows:
         self.loaded += 1
         if self._stream is None:  # fresh pages would cost the CPU more than the normalisation
             window_images = self._free.pop() if self._free else self._empty()
-            with all_cores() if self.loaded == 1 else nullcontext():  # for the first, somebody is waiting
+            if self.loaded > 1:
                 to_device(pixels, self._preprocess, window_images[:len(pixels)])
+            else:  # somebody is waiting for the first
+                with background_thread("first-window", self._device, len(os.sched_getaffinity(0))) as threads:
+                    to_device(pixels, self._preprocess, window_images[:len(pixels)], threads.map)
             return window_images
         with torch.cuda.device(self._device), torch.cuda.stream(self._stream):
             # A new tensor each time: the allocator keeps the memory, and knows when the drawing stream is done with it.

@@ -5,6 +5,7 @@ import hashlib
 import io
 import math
 import os
+import re
 import shutil
 from contextlib import suppress
 from pathlib import Path
@@ -17,7 +18,13 @@ from pipelines.manifest import MANIFEST, Manifest, RawFile, Shard, ShardFile
 from pipelines.shards import LABEL_DTYPE, Extents, sample_hash
 
 PIECE_BYTES = 2**18  # hashed and written while it is in the CPU's cache
+OUR_FILES = re.compile(r"\.?(manifest\.json|(images|labels)-\d+\.npy|(zca|standardize)-\w+\.npz)(\.\d+\.partial)?")
 SHARD_BYTES = 64 * 2**20  # pixels per shard file: large enough to copy fast, small enough to buffer
+
+
+def is_ours(path: Path) -> bool:
+    """Whether a folder may be replaced: it is empty, or holds what a conversion and a fit write, and nothing else."""
+    return path.is_dir() and all(entry.is_file() and OUR_FILES.fullmatch(entry.name) for entry in path.iterdir())
 
 
 class ShardWriter:
@@ -36,6 +43,7 @@ class ShardWriter:
                  shard_bytes: int = SHARD_BYTES):
         self.path = Path(path)
         self.partial = self.path.with_name(self.path.name + ".partial")
+        self._old = self.path.with_name(self.path.name + ".old")
         self.num_images = 0
         self.source = dict(source)  # where the images came from; may be added to until ``finish``
         self._fields = {"dataset": dataset, "split": split, "image_shape": tuple(image_shape), "classes": classes}
@@ -49,11 +57,11 @@ class ShardWriter:
         self._labels = None if classes is None else np.empty(capacity, LABEL_DTYPE)
 
     def __enter__(self) -> "ShardWriter":
-        if self.path.exists():
-            if not (self.path / MANIFEST).exists() and (not self.path.is_dir() or any(self.path.iterdir())):
-                raise UsageError(f"{self.path} exists and is no shard set; choose another --out")
-            if not self._replace:
-                raise UsageError(f"{self.path} exists already; --force replaces it")
+        for path in (self.path, self.partial, self._old):
+            if path.exists() and not is_ours(path):
+                raise UsageError(f"{path} exists and is no shard set, or holds other files too; choose another --out")
+        if self.path.exists() and not self._replace:
+            raise UsageError(f"{self.path} exists already; --force replaces it")
         self._created = [folder for folder in self.partial.parents if not folder.exists()]
         if self.partial.exists():
             shutil.rmtree(self.partial)  # what a killed conversion left
@@ -124,13 +132,12 @@ class ShardWriter:
                     folder.rmdir()
 
     def _appear(self) -> None:
-        old = self.path.with_name(self.path.name + ".old")
-        shutil.rmtree(old, ignore_errors=True)  # what a killed conversion left
+        shutil.rmtree(self._old, ignore_errors=True)  # what a killed conversion left
         if self.path.exists():
-            os.replace(self.path, old)
+            os.replace(self.path, self._old)
         os.replace(self.partial, self.path)
         sync_folder(self.path.parent)
-        shutil.rmtree(old, ignore_errors=True)
+        shutil.rmtree(self._old, ignore_errors=True)
 
     def _flush(self) -> None:
         number = len(self._shards)

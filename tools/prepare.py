@@ -9,9 +9,10 @@ from pathlib import Path
 
 from pipelines import errors
 from pipelines.errors import DataError, Parser, UsageError
+from pipelines.manifest import MANIFEST
 from pipelines.progress import progress_bar
 from pipelines.shards import ShardSet, find_sets
-from pipelines.writer import ShardWriter
+from pipelines.writer import ShardWriter, is_ours
 from tools.exclude import Excluded
 from tools.sources import Source, Split, arrays, cifar, digits, folder, images, svhn, tiny_images, webdataset
 
@@ -22,6 +23,9 @@ EXAMPLE = """examples:
   python -m tools.prepare folder --source photos --size 64 --out shards/photos
   python -m tools.prepare digits
 """
+
+
+SPLITS = ("train", "test", "extra")  # all that any source has
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -97,7 +101,8 @@ def prepare(source: Source, out: Path, replace: bool = False, exclude: Sequence[
     Args:
         source: what to write.
         out: the folder of the sets.
-        replace: sets that exist; those under ``out`` that the source does not have go too, since they are of another.
+        replace: sets that exist; a ``train``, ``test`` or ``extra`` set that the source does not have goes too, since
+            it is of another.
         exclude: sets, or folders of sets, whose images are left out; the manifest says how many were.
         in_place: write manifests over the raw file instead of shards.
 
@@ -123,8 +128,8 @@ def prepare(source: Source, out: Path, replace: bool = False, exclude: Sequence[
                     excluded.dropped = 0
                 writer.finish()
     if replace:
-        for path in find_sets(out):
-            if path.parent == out and path.name not in {split.name for split in source.splits}:
+        for path in (out / name for name in SPLITS if name not in {split.name for split in source.splits}):
+            if (path / MANIFEST).exists() and is_ours(path):
                 shutil.rmtree(path)
                 print(f"{path}: removed, since the source has no such split")
     for split, writer in zip(source.splits, writers, strict=True):

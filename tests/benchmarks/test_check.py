@@ -73,6 +73,20 @@ def test_noise_that_all_images_share_is_noticed(task):
         passes(task, one_noise)
 
 
+def test_shifts_and_an_order_that_are_missing_are_noticed(task):
+    def never_shifted(task):
+        plain = torch.from_numpy(gcn(task.images).astype(np.float32)).permute(0, 3, 1, 2)
+        for batch in ours(replace(task, noise=0.0)):
+            index = torch.arange(len(batch.labeled.images))
+            images = torch.where(index[:, None, None, None] % 2 == 0, plain[index], plain[index].flip(3))
+            noise = task.noise * torch.randn_like(images)
+            views = batch.unlabeled.images + task.noise * batch.unlabeled.images.new_zeros(())
+            yield changed(batch, labeled_images=images + noise, labeled_labels=torch.from_numpy(task.labels)[index],
+                          unlabeled_images=views)
+    with pytest.raises(AssertionError, match=r"different shifts|deviation"):
+        passes(task, never_shifted)
+
+
 def test_flips_that_are_missing_are_noticed(task):
     with pytest.raises(AssertionError, match="are flipped"):
         passes(replace(task, flip=False), ours)

@@ -48,6 +48,23 @@ def test_resumes_to_the_bit(small_set, steps, in_graph):
     other.close()
 
 
+def test_large_images_resume_to_the_bit_past_the_first_window(tmp_path):
+    """Of 600 pixels, a chunk of a window is one image; the first window a process loads is made by several threads."""
+    images = random_images(12, 600)
+    large = write_set(tmp_path / "large", images, shard_bytes=2**23)
+
+    def feed() -> Stream:
+        return Stream([large], Preprocess("gcn", (600, 600, 3)), StreamOptions(
+            2, views=True, flip=False, window_images=4, block_images=1, steps_per_run=1), seed=1, which=UNLABELED,
+            device=torch.device("cpu"))
+    one, other = feed(), feed()
+    take(one, 3)
+    other.load_state_dict(one.state_dict())
+    assert equal(take(other, 2), take(one, 2))
+    one.close()
+    other.close()
+
+
 @pytest.mark.parametrize("steps", [0, 5, 30])
 def test_two_sources_resume_to_the_bit(small_set, tmp_path, steps):
     other = write_set(tmp_path / "other", random_images(90, 8, seed=3))
@@ -135,6 +152,7 @@ def test_batches_are_the_caller_s(small_set):
     assert equal(kept, copies)
     for batch in kept:
         batch.images.zero_()  # writing into them disturbs no later one
+        batch.labels.zero_()
     assert equal(take(one, 10), take(other, 10))
     one.close()
     other.close()

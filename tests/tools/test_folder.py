@@ -8,7 +8,7 @@ from PIL import Image
 
 from pipelines.errors import DataError
 from pipelines.shards import ShardSet
-from tests.conftest import random_images
+from tests.conftest import random_images, write_set
 from tools import prepare
 from tools.sources import digits
 from tools.sources.images import load_image
@@ -141,8 +141,30 @@ def test_a_folder_that_is_no_shard_set_is_never_replaced(labeled, tmp_path, comm
     for flags in ([], ["--force"]):
         status, _, err = command(prepare.main, "folder", "--source", path, "--out", path, *flags)
         assert status == 2
-        assert "is no shard set; choose another --out" in err
+        assert "is no shard set, or holds other files too; choose another --out" in err
         assert sorted(path.rglob("*")) == before
+
+
+@pytest.mark.parametrize("name", ["train", "train.old", "train.partial"])
+def test_a_manifest_of_somebody_else_makes_no_shard_set(labeled, tmp_path, command, name):
+    path, _ = labeled
+    mine = tmp_path / "s" / name
+    mine.mkdir(parents=True)
+    for file in ("manifest.json", "thesis.txt"):
+        (mine / file).write_text("{}")
+    for flags in ([], ["--force"]):
+        status, _, err = command(prepare.main, "folder", "--source", path, "--out", tmp_path / "s", *flags)
+        assert status == 2
+        assert f"{name} exists and is no shard set" in err
+        assert sorted(file.name for file in mine.iterdir()) == ["manifest.json", "thesis.txt"]
+
+
+def test_force_keeps_the_sets_beside(labeled, tmp_path, command):
+    path, _ = labeled
+    write_set(tmp_path / "s" / "others", random_images(5, 16))
+    for flags in ([], ["--force"]):
+        assert command(prepare.main, "folder", "--source", path, "--out", tmp_path / "s", *flags)[0] == 0
+    assert len(ShardSet(tmp_path / "s" / "others")) == 5
 
 
 def test_force_leaves_no_split_of_another_source(labeled, tmp_path, command):

@@ -93,6 +93,7 @@ def _samples(files: list[Path], images: bool) -> Iterator[tuple[str, Item]]:
             with tarfile.open(file) as archive:
                 key, image, label = None, None, None
                 for member in archive:
+                    archive.members = []  # it would keep all of them
                     if not member.isfile():
                         continue
                     folder, _, name = member.name.rpartition("/")
