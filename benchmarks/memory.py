@@ -72,7 +72,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     with tempfile.TemporaryDirectory(dir=options.folder) as folder:
         for count, path in sets(Path(folder), options.real_gib):
             command = [sys.executable, "-m", "benchmarks.memory", "--one", str(path), "--data", str(options.data),
-                       "--dataset", options.dataset, "--seconds", str(options.seconds), *sys_gpu(options.gpu)]
+                       "--dataset", options.dataset, "--seconds", str(options.seconds), *gpu_flag(options.gpu)]
             output, peak = run(command, limit)
             found[count] = {**json.loads(output.splitlines()[-1]), "peak_with_page_cache": peak}
     rows = [(f"{count:,}", f"{one['peak_rss_bytes'] / 2**20:,.0f}", f"{one['first_batch_seconds']:.2f}",
@@ -83,7 +83,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     return 0
 
 
-def sys_gpu(gpu: str | None) -> list[str]:
+def gpu_flag(gpu: str | None) -> list[str]:
     """``--gpu`` again, for the processes that measure."""
     return [] if gpu is None else ["--gpu", gpu]
 

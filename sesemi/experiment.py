@@ -49,8 +49,9 @@ def train(config: Config, resume: bool = False) -> dict:
     config = config.resolve(**sets)
     folder = RunFolder(config.run)
     if resume:
+        saved = saved_fingerprints(folder)
         for name, shard_set in sets.items():
-            if saved_fingerprint(folder, name) != shard_set.fingerprint:
+            if saved.get(name) != shard_set.fingerprint:
                 raise DataError(f"{shard_set.path}: not the shards that {folder.path} began with; start a new --run")
         preprocess = Preprocess.load(folder.whitening)
     else:
@@ -159,7 +160,7 @@ def evaluate(run: Path | str, device: str | None = None) -> tuple[float, int]:
     folder = RunFolder(run)
     config = load_config(folder, device)
     test_set = ShardSet(config.test_path)
-    if test_set.fingerprint != saved_fingerprint(folder, "test"):
+    if test_set.fingerprint != saved_fingerprints(folder).get("test"):
         raise DataError(f"{config.test_path}: not the shards that {folder.path} was trained with")
     model = build_model(config, len(test_set.classes), test_set.image_shape[2])
     state = checkpoint.load(folder.checkpoint, torch.device(config.device))
@@ -183,12 +184,12 @@ def load_config(folder: RunFolder, device: str | None = None) -> Config:
     return Config(**{**config.as_dict(), "device": device, "run": str(folder.path)})
 
 
-def saved_fingerprint(folder: RunFolder, name: str) -> str | None:
-    """The fingerprint of a set that a run was started with, from its config.json."""
+def saved_fingerprints(folder: RunFolder) -> dict[str, str]:
+    """The fingerprints of the sets that a run was started with, by name, from its config.json."""
     saved = folder.read(folder.config).get("data_fingerprints")
     if not isinstance(saved, dict):
         raise DataError(f"{folder.config}: not the configuration of a run (no data_fingerprints)")
-    return saved.get(name)
+    return saved
 
 
 def build_model(config: Config, num_classes: int, channels: int) -> SesemiModel:

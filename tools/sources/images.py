@@ -68,16 +68,11 @@ def to_rgb(image: Image.Image) -> Image.Image:
     return image.convert("RGB")
 
 
-def is_image(name: str) -> bool:
-    """Whether a file name has the extension of an image."""
-    return os.path.splitext(name)[1].lower() in EXTENSIONS
-
-
 def image_names(folder: Path) -> list[str]:
     """Names of the image files directly in a folder, sorted; empty where there is no such folder."""
     def names() -> Iterator[str]:
         with os.scandir(folder) as entries:
             for entry in entries:
-                if is_image(entry.name) and entry.is_file():
+                if os.path.splitext(entry.name)[1].lower() in EXTENSIONS and entry.is_file():
                     yield entry.name
     return sorted(names()) if folder.is_dir() else []
