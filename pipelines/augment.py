@@ -1,9 +1,9 @@
 """What is random, per image and step: shift, flip, noise, and the six views, as DALI fragments.
 
 Order as in the reference: shift, flip, noise, then the views, which therefore share one shift and one noise
-draw. Images are H×W×C throughout, so that a batch is channels-last for the network without a copy. Three of
-the stages have a PyTorch twin for the CPU backend, where DALI draws noise some eight times slower, makes the
-views image by image, and looks through all arguments of a batch for each image it may mirror; the GPU runs DALI's.
+draw. Images are H×W×C throughout, so that a batch is channels-last for the network without a copy. All but the
+shift have a PyTorch twin for the CPU backend, where DALI draws noise some eight times slower, makes the views
+image by image, and looks through all arguments of a batch for each image it may mirror; the GPU runs DALI's.
 """
 
 import torch
@@ -27,14 +27,10 @@ def fill_border(padded: torch.Tensor, by: int = MAX_SHIFT) -> None:
             padded.select(axis, size - by + i).copy_(padded.select(axis, size - by - 1 - i))
 
 
-def shift_and_flip(images: DataNode, x: DataNode | float, y: DataNode | float, mirror: DataNode | int,
-                   size: tuple[int, int], name: str = "shift_and_flip") -> DataNode:
-    """DALI: crop padded images to ``size`` at (x, y) in [0, 1] of the margin, mirror where asked. One operator.
-
-    A crop position k/4 with a margin of four pixels is offset k exactly.
-    """
-    return fn.crop_mirror_normalize(images, crop=size, crop_pos_x=x, crop_pos_y=y, mirror=mirror,
-                                    rounding="round", dtype=types.FLOAT, output_layout="HWC", name=name)
+def shift(images: DataNode, offsets: DataNode | tuple[int, int], size: tuple[int, int],
+          name: str = "shift") -> DataNode:
+    """DALI: cut ``size`` out of padded images at integer offsets (y, x), which are in the padding's range."""
+    return fn.slice(images, start=offsets, shape=size, axes=(0, 1), name=name)
 
 
 def add_noise(images: DataNode, deviation: float, seed: int, name: str = "noise") -> DataNode:
@@ -42,9 +38,12 @@ def add_noise(images: DataNode, deviation: float, seed: int, name: str = "noise"
     return images + fn.random.normal(images, stddev=deviation, seed=seed, name=name)
 
 
-def mirror(images: DataNode) -> DataNode:
-    """DALI: flip left to right. (``fn.flip`` would launch one kernel an image on the GPU; this is one a batch.)"""
-    return fn.crop_mirror_normalize(images, mirror=1, dtype=types.FLOAT, output_layout="HWC")
+def mirror(images: DataNode, which: DataNode | int = 1, name: str | None = None) -> DataNode:
+    """DALI: flip left to right, all images or those where ``which`` is 1.
+
+    (``fn.flip`` would launch one kernel an image on the GPU; this is one a batch.)
+    """
+    return fn.crop_mirror_normalize(images, mirror=which, dtype=types.FLOAT, output_layout="HWC", name=name)
 
 
 def six_views(images: DataNode) -> DataNode:
@@ -60,7 +59,7 @@ def six_views(images: DataNode) -> DataNode:
 
 
 def flip_torch(images: torch.Tensor, mirror: torch.Tensor) -> None:
-    """The PyTorch twin of ``shift_and_flip``'s flip: in place, those of (n, H, W, C) where ``mirror`` (n,) is not 0."""
+    """The PyTorch twin of ``mirror``: in place, those of (n, H, W, C) where ``mirror`` (n,) is not 0."""
     chosen = mirror.nonzero()[:, 0]
     images.index_copy_(0, chosen, images.index_select(0, chosen).flip(2))
 

@@ -7,6 +7,7 @@ from nvidia.dali import Pipeline, fn, types
 
 from pipelines import augment
 
+PREFETCH = 2  # runs that DALI has under way: two at once, of which one is being waited for
 EVALUATION_IMAGES = 128  # images a batch; part of what makes the evaluation's noise the same every time
 
 
@@ -34,38 +35,38 @@ class StreamOptions:
     window_images: int | None = None
 
 
-def training_graph(images, draws, mirrors, *, size: tuple[int, int], options: StreamOptions, device_id: int | None,
+def training_graph(images, offsets, mirrors, *, size: tuple[int, int], options: StreamOptions, device_id: int | None,
                    in_graph: bool, seed: int, threads: int = 1, checkpoint: bytes | None = None) -> Pipeline:
     """The DALI graph of a training stream, not yet built; one definition for the CPU and the GPU.
 
     Args:
-        images: source of padded images (n, H+4, W+4, C) by ``BatchInfo``.
-        draws: source of [crop x, crop y, label], each (n,).
+        images: source of padded images (n, H+4, W+4, C) by ``BatchInfo``. On the CPU they are not copied: DALI reads
+            them until as many further ones have been asked for as ``PREFETCH`` says.
+        offsets: source of the shifts' offsets (y, x) into the padded images, int32 (n, 2).
         mirrors: source of 0 or 1 (n,): which images to mirror, where ``options.flip``.
         device_id: the GPU that everything runs on; None for the CPU backend.
         in_graph: flip, noise and views are DALI's; otherwise they are left to their PyTorch twins.
     """
     device = "cpu" if device_id is None else "gpu"
     pipeline = Pipeline(batch_size=options.batch * options.steps_per_run, num_threads=threads, device_id=device_id,
-                        seed=seed, enable_checkpointing=True, checkpoint=checkpoint)
+                        seed=seed, prefetch_queue_depth=PREFETCH, enable_checkpointing=True, checkpoint=checkpoint)
     with pipeline:
         padded = fn.external_source(source=images, batch=True, batch_info=True, device=device,
-                                    dtype=types.FLOAT, ndim=3, layout="HWC")
-        x, y, labels = fn.external_source(source=draws, num_outputs=3, batch=True, batch_info=True, ndim=0,
-                                          dtype=[types.FLOAT, types.FLOAT, types.INT64])
-        mirror = 0
+                                    dtype=types.FLOAT, ndim=3, layout="HWC", no_copy=device == "cpu")
+        starts = fn.external_source(source=offsets, batch=True, batch_info=True, ndim=1, dtype=types.INT32)
+        out = augment.shift(padded, starts, size)
         if in_graph and options.flip:
-            mirror = fn.external_source(source=mirrors, batch=True, batch_info=True, ndim=0, dtype=types.INT32)
-        out = augment.shift_and_flip(padded, x, y, mirror, size)
+            which = fn.external_source(source=mirrors, batch=True, batch_info=True, ndim=0, dtype=types.INT32)
+            out = augment.mirror(out, which, "flip")
         if in_graph and options.noise:
             out = augment.add_noise(out, options.noise, seed)
         if in_graph and options.views:
             out = augment.six_views(out)
-        pipeline.set_outputs(out, labels.gpu() if device == "gpu" else labels)
+        pipeline.set_outputs(out)
     return pipeline
 
 
-def evaluation_graph(images, draws, *, size: tuple[int, int], flip: bool, noise: float, device_id: int | None,
+def evaluation_graph(images, offsets, *, size: tuple[int, int], flip: bool, noise: float, device_id: int | None,
                      in_graph: bool, seed: int, threads: int = 1) -> Pipeline:
     """The DALI graph of the evaluation's views, not yet built.
 
@@ -77,10 +78,9 @@ def evaluation_graph(images, draws, *, size: tuple[int, int], flip: bool, noise:
     with pipeline:
         padded = fn.external_source(source=images, batch=True, batch_info=True, device=device,
                                     dtype=types.FLOAT, ndim=3, layout="HWC")
-        x, y = fn.external_source(source=draws, num_outputs=2, batch=True, batch_info=True, ndim=0,
-                                  dtype=types.FLOAT)
-        plain = augment.shift_and_flip(padded, 0.5, 0.5, 0, size, "plain")
-        jittered = augment.shift_and_flip(padded, x, y, 0, size, "jittered")
+        starts = fn.external_source(source=offsets, batch=True, batch_info=True, ndim=1, dtype=types.INT32)
+        plain = augment.shift(padded, (augment.MAX_SHIFT, augment.MAX_SHIFT), size, "plain")
+        jittered = augment.shift(padded, starts, size, "jittered")
         views = [plain, jittered]
         if in_graph:
             sides = [views, [augment.mirror(view) for view in views]] if flip else [views]
@@ -107,7 +107,7 @@ def evaluation_views(pair: torch.Tensor, flip: bool, noise: float, random: torch
     return torch.cat([view for side in sides for view in (side, augment.add_noise_torch(side, noise, random))], 1)
 
 
-def run_pipeline(pipeline: Pipeline, device: torch.device) -> tuple[torch.Tensor, ...]:
-    """One run of a DALI pipeline; its outputs as tensors on the device, without a copy."""
+def run_pipeline(pipeline: Pipeline, device: torch.device) -> torch.Tensor:
+    """One run of a DALI pipeline; its output as a tensor on the device, without a copy."""
     stream = torch.cuda.current_stream(device) if device.type == "cuda" else None  # a thread's own is the default one
-    return tuple(torch.from_dlpack(output.as_tensor()) for output in pipeline.run(stream))
+    return torch.from_dlpack(pipeline.run(stream)[0].as_tensor())

@@ -14,9 +14,10 @@ import numpy as np
 import torch
 
 from pipelines import augment
-from pipelines.augment import MAX_SHIFT, NOISE, VIEWS
+from pipelines.augment import NOISE, VIEWS
 from pipelines.graphs import (
     EVALUATION_IMAGES,
+    PREFETCH,
     StreamOptions,
     evaluation_graph,
     evaluation_views,
@@ -27,7 +28,7 @@ from pipelines.sampling import Order, draw_jitter, draw_shift, generator, seed_f
 from pipelines.shards import ShardSet, Subset
 from pipelines.threads import background_thread
 from pipelines.whitening import Preprocess
-from pipelines.windows import Windows, default_window_images, padded_shape, to_device
+from pipelines.windows import Windows, default_window_images, padded_shape, to_device, upload
 
 DRAWS, DALI_NOISE, TORCH_NOISE, FLIPS = 2, 3, 4, 5  # what a random number is for (the order's own keys are 0 and 1)
 BLOCK_IMAGES, WINDOW_BLOCKS = 16, 256  # images read at a time at most, and blocks in a window at least
@@ -67,7 +68,7 @@ class Run(NamedTuple):
     """Some steps' batches, one after another, and DALI's state before they were made, in hexadecimal."""
 
     images: torch.Tensor
-    labels: torch.Tensor
+    labels: torch.Tensor | None
     before: str
 
 
@@ -110,7 +111,7 @@ class Stream:
         self._device, self._threads = device, threads
         self._in_graph = device.type == "cuda" if in_graph is None else in_graph
         self._proxy_labels = torch.arange(VIEWS, device=device).repeat(options.batch)
-        self._staging = torch.empty(0)  # where runs are gathered before DALI copies them; the CPU's only
+        self._staging = [torch.empty(0)] * PREFETCH  # where runs are gathered, for DALI to read; the CPU's only
         self._worker = background_thread("stream", device)  # the one thread that calls the pipeline
         self._next: Future[Run] | None = None
         self._start(step=0, checkpoint=None)
@@ -129,8 +130,9 @@ class Stream:
             self._run = self._ahead().result()
             self._next = self._submit(self._step // self.options.steps_per_run + 1)
         self._step += 1
-        images, labels = (part.chunk(self.options.steps_per_run)[inside] for part in self._run[:2])
-        return Examples(images, self._proxy_labels.clone() if self.options.views else labels)
+        images, labels = (None if part is None else part.chunk(self.options.steps_per_run)[inside]
+                          for part in self._run[:2])
+        return Examples(images, self._proxy_labels.clone() if labels is None else labels)
 
     def state_dict(self) -> dict:
         """Everything needed to go on after the batch delivered last: numbers and strings."""
@@ -163,7 +165,7 @@ class Stream:
         self._run: Run | None = None
         self._next = None  # made when first asked for: a stream that is about to be put elsewhere loads nothing
         self._pipeline = training_graph(
-            self._source_images, self._source_draws, lambda info: self._mirrors(info.iteration),
+            self._source_images, self._source_offsets, lambda info: self._mirrors(info.iteration),
             size=self._size, options=self.options,
             device_id=self._device.index if self._device.type == "cuda" else None, in_graph=self._in_graph,
             seed=seed_from(*self._key, DALI_NOISE), threads=self._threads,
@@ -185,7 +187,7 @@ class Stream:
             self._pipeline.build()
             self._built = True
         before = self._pipeline.checkpoint().hex()
-        images, labels = run_pipeline(self._pipeline, self._device)
+        images = run_pipeline(self._pipeline, self._device)
         if not self._in_graph:
             if self.options.flip:
                 augment.flip_torch(images, torch.from_numpy(self._mirrors(number)))
@@ -196,11 +198,12 @@ class Stream:
                 images = augment.six_views_torch(images)
         if self.options.views:
             images = images.flatten(0, 1)
-        return Run(images.permute(0, 3, 1, 2), labels, before)
+        return Run(images.permute(0, 3, 1, 2), self._labels_of(number), before)
 
     def _source_images(self, info) -> np.ndarray | torch.Tensor:
         count = self._run_images // len(self._windows)  # of each source, in one run
-        out = self._staging if len(self._windows) == 1 and len(self._staging) else None
+        slot = info.iteration % PREFETCH  # DALI is done with the run that was here: it has been delivered
+        out = self._staging[slot] if len(self._windows) == 1 and len(self._staging[slot]) else None
         parts = [windows.gather(info.iteration * count, count, out) for windows in self._windows]
         if len(parts) == 1:
             images = parts[0]
@@ -208,16 +211,18 @@ class Stream:
             images = torch.cat([part.unflatten(0, (self.options.steps_per_run, -1)) for part in parts], 1).flatten(0, 1)
         if images.is_cuda:
             return images
-        self._staging = images  # DALI copies at once, so the memory can serve again
+        self._staging[slot] = images
         return images.numpy()
 
-    def _source_draws(self, info) -> list[np.ndarray]:
-        random = generator(*self._key, DRAWS, info.iteration)
-        y, x = draw_shift(random, self._run_images).astype(np.float32) / (2 * MAX_SHIFT)
+    def _source_offsets(self, info) -> np.ndarray:
+        return draw_shift(generator(*self._key, DRAWS, info.iteration), self._run_images).T.astype(np.int32, order="C")
+
+    def _labels_of(self, number: int) -> torch.Tensor | None:
+        """The labels of a run, int64 (n,) on the device; None for views."""
         if self._labels is None:
-            return [x, y, np.zeros(self._run_images, np.int64)]
-        indices = self._windows[0].indices(info.iteration * self._run_images, self._run_images)
-        return [x, y, self._labels[indices]]
+            return None
+        indices = self._windows[0].indices(number * self._run_images, self._run_images)
+        return upload(self._labels[indices], self._device)
 
     def _mirrors(self, number: int) -> np.ndarray:
         """Which images of a run are mirrored: 0 or 1, int32 (n,)."""
@@ -308,12 +313,12 @@ class EvaluationLoader:
         in_graph = self._device.type == "cuda"
         key = (self._seed, EVALUATION)
         pipeline = evaluation_graph(
-            self._source_images, self._source_draws, size=self._source.image_shape[:2], flip=self._flip,
+            self._source_images, self._source_offsets, size=self._source.image_shape[:2], flip=self._flip,
             noise=self._noise, device_id=self._device.index if in_graph else None, in_graph=in_graph,
             seed=seed_from(*key, DALI_NOISE), threads=self._threads)
         pipeline.build()
         for number in range(len(self)):
-            (images,) = run_pipeline(pipeline, self._device)
+            images = run_pipeline(pipeline, self._device)
             if not in_graph:
                 random = torch.Generator().manual_seed(seed_from(*key, TORCH_NOISE, number))
                 images = evaluation_views(images, self._flip, self._noise, random)
@@ -332,7 +337,6 @@ class EvaluationLoader:
         to_device(pixels, self._preprocess, images)
         return images if images.is_cuda else images.numpy()
 
-    def _source_draws(self, info) -> list[np.ndarray]:
-        count = len(self._indices(info))
-        y, x = draw_jitter(generator(self._seed, EVALUATION, DRAWS, info.iteration), count).astype(np.float32)
-        return [x / (2 * MAX_SHIFT), y / (2 * MAX_SHIFT)]
+    def _source_offsets(self, info) -> np.ndarray:
+        random = generator(self._seed, EVALUATION, DRAWS, info.iteration)
+        return draw_jitter(random, len(self._indices(info))).T.astype(np.int32, order="C")

@@ -59,6 +59,12 @@ def to_device(images: np.ndarray, preprocess: Preprocess, out: torch.Tensor,
         pass
 
 
+def upload(numbers: np.ndarray, device: torch.device) -> torch.Tensor:
+    """An array on the device, without a wait for what is queued there."""
+    tensor = torch.from_numpy(numbers)
+    return tensor if device.type == "cpu" else tensor.pin_memory().to(device, non_blocking=True)
+
+
 class Windows:
     """Random access, by stream position, to the images of a source in a given order; a window or two in memory.
 
@@ -102,7 +108,7 @@ class Windows:
         for key, parts in groupby(segments, lambda segment: self._key(segment.epoch, segment.window)):
             rows = np.concatenate([self._window(part.epoch, part.window)[1][part.first:part.last] for part in parts])
             window = self._contents[key].result()
-            torch.index_select(window, 0, self._upload(rows), out=out[done:done + len(rows)])
+            torch.index_select(window, 0, upload(rows, self._device), out=out[done:done + len(rows)])
             done += len(rows)
         return out
 
@@ -111,12 +117,6 @@ class Windows:
         self._worker.shutdown(wait=True, cancel_futures=True)
         self._contents.clear()
         self._free.clear()
-
-    def _upload(self, rows: np.ndarray) -> torch.Tensor:
-        rows = torch.from_numpy(rows)
-        if self._device.type == "cpu":
-            return rows
-        return rows.pin_memory().to(self._device, non_blocking=True)  # else the host waits for all that is queued
 
     def _key(self, epoch: int, window: int) -> tuple[int, int]:
         return (0, 0) if self._order.windows == 1 else (epoch, window)

@@ -42,11 +42,9 @@ def test_all_25_shifts_are_scipy_s(images):
     image = images[0]
     offsets = np.array([(y, x) for y in range(5) for x in range(5)])
     padded = np.repeat(np.pad(images[:1], ((0, 0), (2, 2), (2, 2), (0, 0)), "symmetric"), 25, axis=0)
-    y, x = np.ascontiguousarray(offsets.T, np.float32) / 4
 
     def graph(source):
-        crop_x, crop_y = fn.external_source(lambda: [x, y], num_outputs=2, batch=True)
-        return augment.shift_and_flip(source, crop_x, crop_y, 0, (12, 12))
+        return augment.shift(source, fn.external_source(lambda: offsets.astype(np.int32), batch=True), (12, 12))
     got = dali_on_cpu(graph, padded)
     for shifted, offset in zip(got, offsets, strict=True):
         expected = scipy.ndimage.shift(image, (*(2 - offset), 0), order=0, mode="reflect")
@@ -67,7 +65,7 @@ def test_flips(images):
     assert np.array_equal(ours, expected)
 
     def graph(source):
-        return augment.shift_and_flip(source, 0.5, 0.5, fn.external_source(lambda: mirror, batch=True), (12, 12))
+        return augment.mirror(source, fn.external_source(lambda: mirror, batch=True))
     assert np.array_equal(dali_on_cpu(graph, images), expected)
 
 
