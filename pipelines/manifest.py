@@ -12,6 +12,7 @@ from pipelines.errors import DataError
 FORMAT = "sesemi-shards"
 VERSION = 1
 MANIFEST = "manifest.json"
+JOURNAL = ".commit.json"  # in the folder around sets; see pipelines/commit.py
 LAYOUTS = ("HWC", "CWH")  # of a raw file
 
 

@@ -20,13 +20,13 @@ from typing import Protocol
 
 import numpy as np
 
+from pipelines.commit import OLD, PARTIAL
 from pipelines.errors import DataError
-from pipelines.manifest import MANIFEST, Manifest, ShardFile
+from pipelines.manifest import JOURNAL, MANIFEST, Manifest, ShardFile
 from pipelines.sampling import evenly_spread
 
 LABEL_DTYPE = np.dtype("<i4")
 SAMPLE_IMAGES = 256  # of a raw file that are hashed
-UNFINISHED = (".partial", ".old")  # folders that a killed conversion may leave
 
 
 class ImageSource(Protocol):
@@ -141,12 +141,16 @@ class ShardSet:
     Holds the manifest only; pixels are read when asked for.
 
     Raises:
-        DataError: no manifest, a damaged one, or a shard file that is missing or has another size.
+        DataError: no manifest, a damaged one, a shard file that is missing or has another size, or a conversion that
+            died while it put its sets in place.
     """
 
     def __init__(self, path: Path | str):
         self.path = Path(path)
         manifest = self.path / MANIFEST
+        if (self.path.parent / JOURNAL).exists():
+            raise DataError(f"{self.path}: its conversion was interrupted while its sets were put in place; the same "
+                            f"python -m tools.prepare finishes it")
         try:
             text = manifest.read_text()
         except (FileNotFoundError, NotADirectoryError):
@@ -253,7 +257,7 @@ class ShardSet:
 def find_sets(path: Path) -> list[Path]:
     """The shard sets at ``path``: itself, or ``train``, ``test``, ... inside it. DataError where there is none."""
     sets = sorted(manifest.parent for manifest in [path / MANIFEST, *path.glob(f"*/{MANIFEST}")]
-                  if manifest.exists() and manifest.parent.suffix not in UNFINISHED)
+                  if manifest.exists() and manifest.parent.suffix not in {PARTIAL, OLD})
     if not sets:
         raise DataError(f"{path}: no shard set here ({MANIFEST} not found); python -m tools.prepare makes one")
     return sets

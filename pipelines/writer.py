@@ -1,37 +1,33 @@
-"""Writing a shard set: everything beside its place first, the manifest last, then one rename."""
+"""Writing a shard set: everything beside its place first, the manifest last, then a rename."""
 
 import errno
 import hashlib
 import io
 import math
 import os
-import re
 import shutil
-from contextlib import suppress
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import ExitStack
 from pathlib import Path
 
 import numpy as np
 
+from pipelines.commit import PARTIAL, beside, clean, commit, is_ours
 from pipelines.errors import DataError, UsageError
-from pipelines.files import sync_folder, write_atomically
+from pipelines.files import made, write_atomically
 from pipelines.manifest import MANIFEST, Manifest, RawFile, Shard, ShardFile
 from pipelines.shards import LABEL_DTYPE, Extents, sample_hash
 
-PIECE_BYTES = 2**18  # hashed and written while it is in the CPU's cache
-OUR_FILES = re.compile(r"\.?(manifest\.json|(images|labels)-\d+\.npy|(zca|standardize)-\w+\.npz)(\.\d+\.partial)?")
-SHARD_BYTES = 64 * 2**20  # pixels per shard file: large enough to copy fast, small enough to buffer
-
-
-def is_ours(path: Path) -> bool:
-    """Whether a folder may be replaced: it is empty, or holds what a conversion and a fit write, and nothing else."""
-    return path.is_dir() and all(entry.is_file() and OUR_FILES.fullmatch(entry.name) for entry in path.iterdir())
+PIECE_BYTES = 2**20  # hashed and written while it is in the CPU's cache
+SHARD_BYTES = 32 * 2**20  # pixels per shard file: large enough to copy fast, small enough to buffer two
 
 
 class ShardWriter:
-    """Write a shard set into ``path``, in the order of ``append``; one shard is held in memory.
+    """Write a shard set into ``path``, in the order of ``append``; two shards are held in memory.
 
     Use as a context manager. Everything goes to ``path``.partial; after ``finish()`` leaving the context renames
-    that folder to ``path``. Leaving it otherwise, or by an exception, removes what was written.
+    that folder to ``path``, unless ``pipelines.commit`` did so together with others before. Leaving it otherwise, or by
+    an exception, removes what was written.
 
     Raises:
         UsageError: ``path`` exists and ``replace`` is False, or it holds something else than a shard set.
@@ -42,8 +38,7 @@ class ShardWriter:
                  classes: tuple[str, ...] | None, source: dict, replace: bool = False,
                  shard_bytes: int = SHARD_BYTES):
         self.path = Path(path)
-        self.partial = self.path.with_name(self.path.name + ".partial")
-        self._old = self.path.with_name(self.path.name + ".old")
+        self.partial = beside(self.path, PARTIAL)
         self.num_images = 0
         self.source = dict(source)  # where the images came from; may be added to until ``finish``
         self._fields = {"dataset": dataset, "split": split, "image_shape": tuple(image_shape), "classes": classes}
@@ -53,19 +48,26 @@ class ShardWriter:
         self._finished = False
         self._fill = 0
         capacity = max(1, shard_bytes // math.prod(image_shape))
-        self._images = np.empty((capacity, *image_shape), np.uint8)  # takes memory when it is filled
-        self._labels = None if classes is None else np.empty(capacity, LABEL_DTYPE)
+
+        def buffers() -> tuple[np.ndarray, np.ndarray | None]:  # they take memory when they are filled
+            return (np.empty((capacity, *image_shape), np.uint8),
+                    None if classes is None else np.empty(capacity, LABEL_DTYPE))
+        self._images, self._labels = buffers()
+        self._spare = buffers()  # filled while the others are hashed and written
+        self._writing: Future[None] | None = None
 
     def __enter__(self) -> "ShardWriter":
-        for path in (self.path, self.partial, self._old):
-            if path.exists() and not is_ours(path):
-                raise UsageError(f"{path} exists and is no shard set, or holds other files too; choose another --out")
+        if self.path.exists() and not is_ours(self.path):
+            raise UsageError(f"{self.path} exists and is no shard set, or holds other files too; choose another --out")
         if self.path.exists() and not self._replace:
             raise UsageError(f"{self.path} exists already; --force replaces it")
-        self._created = [folder for folder in self.partial.parents if not folder.exists()]
-        if self.partial.exists():
-            shutil.rmtree(self.partial)  # what a killed conversion left
-        self.partial.mkdir(parents=True)
+        clean([self.path])
+        with ExitStack() as stack:
+            stack.enter_context(made(self.path.parent))
+            self.partial.mkdir()
+            stack.callback(shutil.rmtree, self.partial, ignore_errors=True)
+            self._thread = stack.enter_context(ThreadPoolExecutor(1, thread_name_prefix="writer"))
+            self._exit = stack.pop_all()
         return self
 
     def append(self, images: np.ndarray, labels: np.ndarray | None = None) -> None:
@@ -96,6 +98,7 @@ class ShardWriter:
         """Write the last shard and then the manifest; the set appears when the context is left."""
         if self._fill:
             self._flush()
+        self._wait()
         if not self.num_images:
             raise DataError(f"{self.path}: no images found for split {self._fields['split']!r}")
         return self._finish(Manifest(num_images=self.num_images, shards=tuple(self._shards), source=self.source,
@@ -122,31 +125,29 @@ class ShardWriter:
         return manifest
 
     def __exit__(self, kind, value, traceback) -> None:
-        try:
-            if kind is None and self._finished:
-                self._appear()
-        finally:
-            shutil.rmtree(self.partial, ignore_errors=True)
-            for folder in self._created:  # those that hold nothing go again, the innermost first
-                with suppress(OSError):
-                    folder.rmdir()
-
-    def _appear(self) -> None:
-        shutil.rmtree(self._old, ignore_errors=True)  # what a killed conversion left
-        if self.path.exists():
-            os.replace(self.path, self._old)
-        os.replace(self.partial, self.path)
-        sync_folder(self.path.parent)
-        shutil.rmtree(self._old, ignore_errors=True)
+        with self._exit:
+            if kind is None and self._finished and self.partial.exists():
+                commit(self.path.parent, [self.path.name])
 
     def _flush(self) -> None:
-        number = len(self._shards)
-        images = self._write(f"images-{number:05d}.npy", self._images[:self._fill])
-        labels = None
-        if self._labels is not None:
-            labels = self._write(f"labels-{number:05d}.npy", self._labels[:self._fill])
-        self._shards.append(Shard(self._fill, images, labels))
+        """Have the buffers written in the background, once those before them are, and go on with the others."""
+        self._wait()
+        buffers = self._images, self._labels
+        labels = None if self._labels is None else self._labels[:self._fill]
+        self._writing = self._thread.submit(self._write_shard, self._images[:self._fill], labels)
+        (self._images, self._labels), self._spare = self._spare, buffers
         self._fill = 0
+
+    def _wait(self) -> None:
+        """Raises what went wrong while writing: a full disk, say."""
+        if self._writing is not None:
+            self._writing.result()
+
+    def _write_shard(self, images: np.ndarray, labels: np.ndarray | None) -> None:
+        number = len(self._shards)
+        image_file = self._write(f"images-{number:05d}.npy", images)
+        label_file = None if labels is None else self._write(f"labels-{number:05d}.npy", labels)
+        self._shards.append(Shard(len(images), image_file, label_file))
 
     def _write(self, name: str, array: np.ndarray) -> ShardFile:
         header = io.BytesIO()

@@ -1,18 +1,19 @@
 """Turn a dataset, as downloaded, into shard sets: python -m tools.prepare NAME --source PATH."""
 
 import argparse
-import shutil
 import sys
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 
 from pipelines import errors
+from pipelines.commit import clean, commit, is_ours, recover
 from pipelines.errors import DataError, Parser, UsageError
+from pipelines.files import locked, made
 from pipelines.manifest import MANIFEST
 from pipelines.progress import progress_bar
 from pipelines.shards import ShardSet, find_sets
-from pipelines.writer import ShardWriter, is_ours
+from pipelines.writer import ShardWriter
 from tools.exclude import Excluded
 from tools.sources import Source, Split, arrays, cifar, digits, folder, images, svhn, tiny_images, webdataset
 
@@ -96,7 +97,10 @@ def default_name(options: argparse.Namespace) -> str:
 
 def prepare(source: Source, out: Path, replace: bool = False, exclude: Sequence[Path] = (),
             in_place: bool = False) -> None:
-    """Write every split of ``source`` to ``out``/<split>; none of them appears before all are complete.
+    """Write every split of ``source`` to ``out``/<split>: all of them appear, or none.
+
+    Where an earlier conversion died while it put complete sets in place, that is finished first; other leftovers are
+    removed.
 
     Args:
         source: what to write.
@@ -107,10 +111,19 @@ def prepare(source: Source, out: Path, replace: bool = False, exclude: Sequence[
         in_place: write manifests over the raw file instead of shards.
 
     Raises:
-        UsageError: a set exists already and ``replace`` is False, or the source cannot be used in place.
+        UsageError: a set exists already and ``replace`` is False, the source cannot be used in place, or another
+            process is writing to ``out``.
         DataError: the source is damaged, or the excluded images have another size.
     """
     with ExitStack() as stack:
+        stack.enter_context(made(out))
+        stack.enter_context(locked(out))
+        if recovered := recover(out):
+            print(f"{out}: an interrupted conversion was complete; its sets are now in place: {', '.join(recovered)}")
+            if all(_is_of(out / split.name, source, in_place, exclude) for split in source.splits):
+                return
+        for left in clean(out / name for name in SPLITS):
+            print(f"{left}: left by a conversion that did not finish; starting clean")
         writers = [stack.enter_context(ShardWriter(
             out / split.name, dataset=source.dataset, split=split.name, image_shape=source.image_shape,
             classes=split.classes, source=source.origin, replace=replace)) for split in source.splits]
@@ -127,16 +140,28 @@ def prepare(source: Source, out: Path, replace: bool = False, exclude: Sequence[
                     writer.source["excluded"] = {"sets": [str(path) for path in exclude], "images": excluded.dropped}
                     excluded.dropped = 0
                 writer.finish()
-    if replace:
-        for path in (out / name for name in SPLITS if name not in {split.name for split in source.splits}):
-            if (path / MANIFEST).exists() and is_ours(path):
-                shutil.rmtree(path)
-                print(f"{path}: removed, since the source has no such split")
+        written = [split.name for split in source.splits]
+        removed = [name for name in SPLITS if replace and name not in written and (out / name / MANIFEST).exists()
+                   and is_ours(out / name)]
+        commit(out, written, removed)
+    for name in removed:
+        print(f"{out / name}: removed, since the source has no such split")
     for split, writer in zip(source.splits, writers, strict=True):
         classes = f"{len(split.classes)} classes" if split.classes else "unlabeled"
         height, width, _ = source.image_shape
         left_out = f"; {writer.source['excluded']['images']:,} duplicates left out" if exclude else ""
         print(f"{out / split.name}: {writer.num_images:,} images of {height}×{width}, {classes}{left_out}")
+
+
+def _is_of(path: Path, source: Source, in_place: bool, exclude: Sequence[Path]) -> bool:
+    """Whether a set is what this conversion would make."""
+    if not (path / MANIFEST).exists():
+        return False
+    manifest = ShardSet(path).manifest
+    origin = dict(manifest.source)
+    excluded = origin.pop("excluded", {}).get("sets", [])
+    return ((manifest.dataset, manifest.image_shape, origin, excluded, manifest.raw is not None)
+            == (source.dataset, source.image_shape, source.origin, [str(one) for one in exclude], in_place))
 
 
 def _copy(split: Split, writer: ShardWriter, excluded: Excluded | None) -> None:

@@ -1,0 +1,96 @@
+"""Putting the sets of one conversion in place together: whenever the process dies, all of them or none can be opened.
+
+Sets are written beside their place, as NAME.partial. When all are complete, a journal in the folder around them says
+which there are; then they are renamed, and the journal goes. While it is there no set of the folder opens, and whoever
+comes next carries out what it says.
+"""
+
+import json
+import os
+import re
+import shutil
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+from pipelines.errors import DataError, UsageError
+from pipelines.files import sync_folder, write_atomically
+from pipelines.manifest import JOURNAL
+
+PARTIAL, OLD = ".partial", ".old"  # endings of a set that is being written, and of one that is being replaced
+OUR_FILES = re.compile(r"\.?(manifest\.json|(images|labels)-\d+\.npy|(zca|standardize)-\w+\.npz)(\.\d+\.partial)?")
+
+
+def is_ours(path: Path) -> bool:
+    """Whether a folder may be replaced: it is empty, or holds what a conversion and a fit write, and nothing else."""
+    return path.is_dir() and all(entry.is_file() and OUR_FILES.fullmatch(entry.name) for entry in path.iterdir())
+
+
+def beside(path: Path, ending: str) -> Path:
+    """Where a set is while it is being written (PARTIAL), or replaced (OLD)."""
+    return path.with_name(path.name + ending)
+
+
+def commit(out: Path, names: Sequence[str], removed: Sequence[str] = ()) -> None:
+    """Put the complete sets ``names``.partial of a folder in place, instead of those that are there.
+
+    Args:
+        out: the folder.
+        names: of the new sets.
+        removed: of sets that go.
+    """
+    text = json.dumps({"sets": list(names), "removed": list(removed)})
+    write_atomically(out / JOURNAL, lambda file: file.write(text.encode()))
+    _carry_out(out, names, removed)
+
+
+def recover(out: Path) -> list[str]:
+    """Carry out what an interrupted ``commit`` left to do; returns the names of the sets that are now in place.
+
+    Raises DataError where the journal is not one.
+    """
+    journal = out / JOURNAL
+    if not journal.exists():
+        return []
+    try:
+        content = json.loads(journal.read_text())
+        names, removed = ([_plain(name) for name in content[key]] for key in ("sets", "removed"))
+    except (ValueError, KeyError, TypeError) as error:
+        raise DataError(f"{journal}: damaged ({error}); delete it and the sets beside it, and prepare again") from None
+    _carry_out(out, names, removed)
+    return names
+
+
+def clean(paths: Iterable[Path]) -> list[Path]:
+    """Remove what conversions into ``paths`` left that did not finish; returns what there was.
+
+    Raises UsageError where something else than a shard set has such a name.
+    """
+    found = [left for path in paths for left in (beside(path, PARTIAL), beside(path, OLD)) if left.exists()]
+    for left in found:
+        if not is_ours(left):
+            raise UsageError(f"{left} exists and is no shard set, or holds other files too; choose another --out")
+        shutil.rmtree(left)
+    return found
+
+
+def _carry_out(out: Path, names: Sequence[str], removed: Sequence[str]) -> None:
+    """May be begun again after any of its steps. The old sets go first, so that none is beside a new one."""
+    new, gone = [out / name for name in names], [out / name for name in removed]
+    for path in new + gone:
+        if path.exists() and (path in gone or beside(path, PARTIAL).exists()):
+            shutil.rmtree(beside(path, OLD), ignore_errors=True)  # what an earlier conversion left
+            os.replace(path, beside(path, OLD))
+    for path in new:
+        if beside(path, PARTIAL).exists():
+            os.replace(beside(path, PARTIAL), path)
+    sync_folder(out)
+    (out / JOURNAL).unlink()
+    sync_folder(out)
+    for path in new + gone:
+        shutil.rmtree(beside(path, OLD), ignore_errors=True)
+
+
+def _plain(name: object) -> str:
+    if not isinstance(name, str) or name != os.path.basename(name) or name in {"", ".", ".."}:
+        raise ValueError(f"found {name!r}, expected the name of a set")
+    return name
