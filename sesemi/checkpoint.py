@@ -1,5 +1,9 @@
-"""Checkpoints: everything a run needs to go on, in one file that is whole or absent."""
+"""Checkpoints: everything a run needs to go on, in a file that is whole or absent; the newest, and some before it."""
 
+import os
+import shutil
+import sys
+import zipfile
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -9,20 +13,73 @@ from pipelines.errors import DataError
 from pipelines.files import write_atomically
 
 
-def save(path: Path, state: dict) -> None:
-    """Write ``state`` (tensors, numbers, strings, containers of those) atomically."""
+def save(path: Path, state: dict, keep: int = 1, before: int | None = None) -> None:
+    """Write ``state`` (tensors, numbers, strings, containers of those) atomically to ``path``.
+
+    Args:
+        path: of the newest checkpoint.
+        state: what to save.
+        keep: checkpoints to have afterwards: ``path``, and ``kept``'s.
+        before: the step of the checkpoint that is at ``path`` now; None where there is none worth keeping.
+    """
+    if before is not None and keep > 1 and path.exists():
+        earlier = path.with_name(f"{path.stem}-{before:09d}{path.suffix}")
+        earlier.unlink(missing_ok=True)
+        try:
+            os.link(path, earlier)  # a second name, so that there is a checkpoint at every moment
+        except OSError:  # a file system without links
+            with open(path, "rb") as newest:
+                write_atomically(earlier, lambda file: shutil.copyfileobj(newest, file))
     write_atomically(path, lambda file: torch.save(state, file))
+    for old in kept(path)[keep - 1:]:
+        old.unlink()
+
+
+def kept(path: Path) -> list[Path]:
+    """The checkpoints before the newest, whose step is in their name; the youngest first."""
+    return sorted(path.parent.glob(f"{path.stem}-{'[0-9]' * 9}{path.suffix}"), reverse=True)
+
+
+def load_newest(path: Path, device: torch.device) -> dict:
+    """The newest checkpoint that can be read: that at ``path``, else one of ``kept``, which then takes its place."""
+    try:
+        return load(path, device)
+    except DataError as first:
+        for earlier in kept(path):
+            try:
+                state = load(earlier, device)
+            except DataError:
+                continue
+            print(f"{first}; going on from {earlier.name}", file=sys.stderr)
+            os.replace(earlier, path)
+            return state
+        raise
 
 
 def load(path: Path, device: torch.device) -> dict:
     """Read what ``save`` wrote, without running any code it may contain; DataError for anything else."""
     try:
+        with zipfile.ZipFile(path) as archive:  # PyTorch does not look at the checksums
+            if damaged := archive.testzip():
+                raise ValueError(f"wrong checksum of {damaged}")
         return torch.load(path, map_location=device, weights_only=True)
     except FileNotFoundError:
         raise DataError(f"{path}: no checkpoint here; has the run started, and reached its first checkpoint?") from None
     except Exception as error:  # a damaged file may have PyTorch raise anything
         reason = str(error).partition("\n")[0]
         raise DataError(f"{path}: not a readable checkpoint ({reason})") from None
+
+
+def check_same_run(path: Path, saved: dict, expected: dict) -> None:
+    """Raise DataError, naming the first difference, where a checkpoint is from another run than its folder's.
+
+    Args:
+        path: of the checkpoint.
+        saved, expected: settings and fingerprints of data by name, in the checkpoint and in the run.
+    """
+    for name, value in expected.items():
+        if saved.get(name) != value:
+            raise DataError(f"{path}: of another run: {name} {saved.get(name)!r} found, {value!r} expected")
 
 
 @contextmanager

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from pipelines import errors
 from pipelines.errors import DataError, Parser, UsageError
-from sesemi.config import METHODS, PRECISIONS, PREPROCESS, Config, parse_device
+from sesemi.config import CHANGEABLE, METHODS, PRECISIONS, PREPROCESS, Config, parse_device
 from sesemi.networks import NAMES
 
 TRAIN_EXAMPLE = """examples:
@@ -20,7 +20,6 @@ EVALUATE_EXAMPLE = """example:
   python -m sesemi evaluate runs/try
 """
 EXTRA_DATASET = "cifar100"  # what goes with --extra N, as in the reference
-CHANGEABLE = {"run", "log_every", "checkpoint_every"}  # settings that a resumed run may change, and which GPU
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -67,6 +66,8 @@ def build_parser() -> Parser:
     lines("--resume", action="store_true", help="go on with the run in --run, with the settings it has")
     lines("--log-every", type=count, metavar="STEPS", help=f"default: {Config.log_every}")
     lines("--checkpoint-every", type=count, metavar="STEPS", help=f"default: {Config.checkpoint_every}")
+    lines("--keep", type=count, metavar="N",
+          help=f"checkpoints to keep: the newest and those before it (default: {Config.keep})")
     lines("--eval-every", type=errors.non_negative_int, metavar="STEPS",
           help="0: at the end only (default: every epoch)")
     lines("--eval-images", type=count, metavar="N",

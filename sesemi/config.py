@@ -18,6 +18,7 @@ from sesemi.presets import preset_for
 METHODS = ("sesemi", "asl", "supervised")
 PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 PREPROCESS = ("zca", "gcn", "standardize")
+CHANGEABLE = {"run", "log_every", "checkpoint_every", "keep"}  # what a resumed run may change, and which GPU
 ZCA_PIXELS = 48  # the covariance of 48×48 RGB takes 0.4 GB, that of 96×96 takes 6
 
 
@@ -34,6 +35,7 @@ class Config:
         steps: length of the run and of the learning-rate schedule; None for ``epochs`` · ``steps_per_epoch``.
         batch_unlabeled: unlabeled images B a step; 6B views of them and 6B labeled images.
         device: ``cpu`` or ``cuda:N``.
+        keep: checkpoints to keep: the newest, and those before it in case it gets damaged.
         eval_every: steps between evaluations; 0 for at the end only.
         eval_images: test images evaluated, a fixed class-balanced sample; None for all.
         run: the run's folder.
@@ -60,6 +62,7 @@ class Config:
     run: str | None = None
     log_every: int = 50
     checkpoint_every: int = 1000
+    keep: int = 2
     eval_every: int | None = None
     eval_images: int | None = None
 
@@ -69,7 +72,8 @@ class Config:
                                       ("precision", self.precision, (*PRECISIONS, None))):
             if value not in expected:
                 raise UsageError(f"--{name}: found {value!r}, expected one of {', '.join(filter(None, expected))}")
-        for name in ("labels", "epochs", "steps", "batch_unlabeled", "log_every", "checkpoint_every", "eval_images"):
+        for name in ("labels", "epochs", "steps", "batch_unlabeled", "log_every", "checkpoint_every", "keep",
+                     "eval_images"):
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise UsageError(f"--{name.replace('_', '-')}: found {value}, expected at least 1")

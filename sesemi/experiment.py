@@ -9,6 +9,7 @@ import torch
 
 from pipelines import whitening
 from pipelines.errors import DataError, UsageError
+from pipelines.files import locked, made
 from pipelines.loader import EvaluationLoader, SemiSupervisedLoader
 from pipelines.memory import peak_rss_bytes
 from pipelines.progress import progress_bar
@@ -16,7 +17,7 @@ from pipelines.sampling import class_balanced_subset
 from pipelines.shards import ShardSet, Subset
 from pipelines.whitening import Preprocess
 from sesemi import checkpoint
-from sesemi.config import PRECISIONS, Config, cpu_cores, device_name
+from sesemi.config import CHANGEABLE, PRECISIONS, Config, cpu_cores, device_name
 from sesemi.evaluation import error_rate
 from sesemi.model import SesemiModel
 from sesemi.runlog import MetricsLog, RunFolder, versions
@@ -39,7 +40,8 @@ def train(config: Config, resume: bool = False) -> dict:
         resume: go on from the run's checkpoint.
 
     Raises:
-        UsageError: settings that the data does not allow; a run that exists, without ``resume``.
+        UsageError: settings that the data does not allow; a run that exists, without ``resume``; another process that
+            is at work on it.
         DataError: damaged or missing data; a loss that is not finite.
         Stopped: SIGINT or SIGTERM arrived; the run can be resumed.
     """
@@ -48,19 +50,24 @@ def train(config: Config, resume: bool = False) -> dict:
         sets["extra"] = ShardSet(config.extra_path)
     config = config.resolve(**sets)
     folder = RunFolder(config.run)
-    if resume:
-        saved = saved_fingerprints(folder)
-        for name, shard_set in sets.items():
-            if saved.get(name) != shard_set.fingerprint:
-                raise DataError(f"{shard_set.path}: not the shards that {folder.path} began with; start a new --run")
-        preprocess = Preprocess.load(folder.whitening)
-    else:
-        _refuse_existing(folder)
-        fitted_on = [shard_set for name, shard_set in sets.items() if name != "test"]
-        preprocess = whitening.prepare(config.preprocess, fitted_on, config.device)
-        folder.path.mkdir(parents=True, exist_ok=True)
-        preprocess.save(folder.whitening)
+    if folder.path.exists() and not folder.path.is_dir():
+        raise UsageError(f"--run: {folder.path} is a file, expected a folder; choose another --run")
     with ExitStack() as stack:
+        stack.enter_context(made(folder.path))
+        stack.enter_context(locked(folder.path))
+        if resume:
+            saved = saved_fingerprints(folder)
+            for name, shard_set in sets.items():
+                if saved.get(name) != shard_set.fingerprint:
+                    raise DataError(f"{shard_set.path}: not the shards that {folder.path} began with; start a new "
+                                    f"--run")
+            preprocess = Preprocess.load(folder.whitening)
+        else:
+            _refuse_existing(folder)
+            fitted_on = [shard_set for name, shard_set in sets.items() if name != "test"]
+            preprocess = whitening.prepare(config.preprocess, fitted_on, config.device)
+            preprocess.save(folder.whitening)
+        folder.remove_leftovers()
         return _train(config, folder, preprocess, sets, resume, stack)
 
 
@@ -80,15 +87,19 @@ def _train(config: Config, folder: RunFolder, preprocess: Preprocess, sets: dict
                       log_every=config.log_every)
     evaluation = evaluation_loader(config, preprocess, sets["test"])
     latest = {"step": 0}
+    fingerprints = {name: one.fingerprint for name, one in sets.items()}
+    saved_at = None  # the step of the newest checkpoint
     if resume:
-        state = checkpoint.load(folder.checkpoint, device)
+        state = checkpoint.load_newest(folder.checkpoint, device)
         with checkpoint.fits(folder.checkpoint):
+            checkpoint.check_same_run(folder.checkpoint, state["run"], identity(config, fingerprints))
             trainer.load_state_dict(state["trainer"])
             loader.load_state_dict(state["loader"])
             checkpoint.restore_random_state(state["random"], device)
             latest = state["evaluation"]
+        saved_at = trainer.step
     folder.write(folder.config, {  # not before the checkpoint was found to fit
-        **config.as_dict(), "data_fingerprints": {name: one.fingerprint for name, one in sets.items()},
+        **config.as_dict(), "data_fingerprints": fingerprints,
         "versions": versions(), "device_name": device_name(device)})
     log = MetricsLog(folder, trainer.step)
     stack.callback(log.close)
@@ -101,9 +112,12 @@ def _train(config: Config, folder: RunFolder, preprocess: Preprocess, sets: dict
         log.write("eval", dict(latest))
 
     def save() -> None:
+        nonlocal saved_at
         checkpoint.save(folder.checkpoint, {
-            "trainer": trainer.state_dict(), "loader": loader.state_dict(),
-            "random": checkpoint.random_state(device), "evaluation": latest})
+            "trainer": trainer.state_dict(), "loader": loader.state_dict(), "random": checkpoint.random_state(device),
+            "evaluation": latest, "run": identity(config, fingerprints)},
+            config.keep, None if saved_at == trainer.step else saved_at)
+        saved_at = trainer.step
 
     def on_log(line: TrainLine) -> None:
         log.write("train", {**asdict(line), "epoch": line.step / steps_per_epoch})
@@ -139,6 +153,12 @@ def _train(config: Config, folder: RunFolder, preprocess: Preprocess, sets: dict
     return result
 
 
+def identity(config: Config, fingerprints: dict[str, str]) -> dict:
+    """What a checkpoint holds for: the settings that a resumed run may not change, and the data."""
+    fixed = {name: value for name, value in config.as_dict().items() if name not in {*CHANGEABLE, "device", "data"}}
+    return fixed | {f"images of {name}": fingerprint for name, fingerprint in fingerprints.items()}
+
+
 def proxy_images(method: str, labeled: Subset, train_set: ShardSet,
                  extra: ShardSet | None) -> list[ShardSet | Subset]:
     """The sets that the proxy branch sees, each an equal part of a step: none where the method has no such branch."""
@@ -165,6 +185,7 @@ def evaluate(run: Path | str, device: str | None = None) -> tuple[float, int]:
     model = build_model(config, len(test_set.classes), test_set.image_shape[2])
     state = checkpoint.load(folder.checkpoint, torch.device(config.device))
     with checkpoint.fits(folder.checkpoint):
+        checkpoint.check_same_run(folder.checkpoint, state["run"], identity(config, saved_fingerprints(folder)))
         model.load_state_dict(state["trainer"]["model"])
     dtype = PRECISIONS[config.precision]
     autocast = torch.autocast(torch.device(config.device).type, dtype, enabled=dtype != torch.float32)
@@ -235,9 +256,7 @@ def stop_on_signals(trainer: Trainer):
 
 
 def _refuse_existing(folder: RunFolder) -> None:
-    if folder.path.exists() and not folder.path.is_dir():
-        raise UsageError(f"--run: {folder.path} is a file, expected a folder; choose another --run")
     if folder.result.exists():
         raise UsageError(f"--run: {folder.path} holds a finished run; choose another --run")
-    if folder.checkpoint.exists():
+    if folder.checkpoint.exists() or checkpoint.kept(folder.checkpoint):
         raise UsageError(f"--run: {folder.path} holds an unfinished run; go on with --resume or choose another --run")

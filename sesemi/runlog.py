@@ -26,6 +26,11 @@ class RunFolder:
         self.whitening = self.path / "whitening.npz"
         self.result = self.path / "result.json"
 
+    def remove_leftovers(self) -> None:
+        """Temporary files of a process that was killed while it wrote; none may be at work in the folder."""
+        for left in self.path.glob(".*.partial"):
+            left.unlink()
+
     def read(self, path: Path) -> dict:
         """A JSON file of the run; DataError where it is missing or damaged."""
         try:

@@ -1,0 +1,235 @@
+"""What a run promises when its process, its disk or its files fail: checkpoints, locks, signals, one line each."""
+
+import errno
+import io
+import json
+import os
+import resource
+import signal
+import subprocess
+import sys
+import zipfile
+from pathlib import Path
+
+import pytest
+import torch
+
+from pipelines.files import locked
+from sesemi import checkpoint, cli
+from sesemi.trainer import Trainer
+from tests.sesemi.test_experiment import arguments, interrupt_at, metrics
+
+CPU = torch.device("cpu")
+
+
+def files(run: Path) -> set[str]:
+    """Names in a run's folder, without TensorBoard's."""
+    return {path.name for path in run.iterdir() if "tfevents" not in path.name}
+
+
+def train(command, prepared, run, **flags) -> tuple[int, str, str]:
+    """A run of 12 steps with a checkpoint every three."""
+    return command(cli.main, *arguments(prepared, run, **{"steps": 12, "checkpoint-every": 3, **flags}))
+
+
+def weights(run: Path) -> dict[str, torch.Tensor]:
+    return checkpoint.load(run / "checkpoint.pt", CPU)["trainer"]["model"]
+
+
+def assert_same_run(part: Path, whole: Path) -> None:
+    assert all(torch.equal(weights(part)[name], value) for name, value in weights(whole).items())
+    assert metrics(part) == metrics(whole)
+    results = [json.loads((run / "result.json").read_text())["test_error"] for run in (part, whole)]
+    assert results[0] == results[1]
+
+
+@pytest.mark.parametrize(("keep", "names"), [
+    (1, set()), (2, {"checkpoint-000000009.pt"}), (3, {"checkpoint-000000006.pt", "checkpoint-000000009.pt"})])
+def test_so_many_checkpoints_are_kept(prepared, tmp_path, command, keep, names):
+    run = tmp_path / "run"
+    assert train(command, prepared, run, keep=keep)[0] == 0
+    assert {name for name in files(run) if name.startswith("checkpoint-")} == names
+    for name in names:
+        assert checkpoint.load(run / name, CPU)["trainer"]["step"] == int(name[11:20])
+    assert checkpoint.load(run / "checkpoint.pt", CPU)["trainer"]["step"] == 12
+
+
+def test_without_links_the_checkpoint_before_is_copied(tmp_path, monkeypatch):
+    monkeypatch.setattr(os, "link", lambda *names: (_ for _ in ()).throw(OSError(errno.EPERM, "no links")))
+    path = tmp_path / "checkpoint.pt"
+    for step in range(3):
+        checkpoint.save(path, {"step": step}, keep=3, before=step - 1 if step else None)
+    assert [checkpoint.load(one, CPU)["step"] for one in (path, *checkpoint.kept(path))] == [2, 1, 0]
+    assert not list(tmp_path.glob(".*"))
+
+
+def damaged(content: bytes, how: str) -> bytes:
+    """A checkpoint with one wrong bit in its weights, or cut short, or empty."""
+    if how == "bit":
+        with zipfile.ZipFile(io.BytesIO(content)) as archive:
+            largest = max(archive.infolist(), key=lambda member: member.file_size)
+            middle = content.index(archive.read(largest)) + largest.file_size // 2
+        return content[:middle] + bytes([content[middle] ^ 1]) + content[middle + 1:]
+    return content[:len(content) * 2 // 3] if how == "cut" else b""
+
+
+@pytest.mark.parametrize("how", ["bit", "cut", "empty"])
+def test_a_damaged_checkpoint_is_noticed_and_the_one_before_goes_on(prepared, tmp_path, command, monkeypatch, how):
+    """A wrong bit in the weights is no error to PyTorch, whose reader does not look at the checksums."""
+    whole, part = tmp_path / "whole", tmp_path / "part"
+    assert train(command, prepared, whole)[0] == 0
+    with monkeypatch.context() as patch:
+        interrupt_at(patch, 8)
+        assert train(command, prepared, part)[0] == 130
+    newest = part / "checkpoint.pt"
+    newest.write_bytes(damaged(newest.read_bytes(), how))
+    status, _, err = command(cli.main, "evaluate", part)
+    assert status == 1
+    assert f"{newest}: not a readable checkpoint" in err
+    status, _, err = command(cli.main, "train", "--resume", "--run", part)
+    assert status == 0
+    assert f"{newest}: not a readable checkpoint" in err
+    assert "going on from checkpoint-000000006.pt" in err
+    assert_same_run(part, whole)
+
+
+def test_where_every_checkpoint_is_damaged_it_says_so(prepared, tmp_path, command, monkeypatch):
+    run = tmp_path / "run"
+    with monkeypatch.context() as patch:
+        interrupt_at(patch, 8)
+        train(command, prepared, run)
+    for path in run.glob("checkpoint*.pt"):
+        path.write_bytes(b"junk")
+    status, _, err = command(cli.main, "train", "--resume", "--run", run)
+    assert status == 1
+    assert f"{run / 'checkpoint.pt'}: not a readable checkpoint" in err
+    status, _, err = train(command, prepared, run)  # nor is it overwritten
+    assert status == 2
+    assert "holds an unfinished run" in err
+
+
+@pytest.mark.parametrize(("flags", "difference"), [({"lr": 0.1}, "lr 0.1 found, 0.05 expected"),
+                                                   ({"labels": 4}, "labels 4 found, 8 expected")])
+def test_a_checkpoint_of_another_run_is_refused_by_its_difference(prepared, tmp_path, command, monkeypatch, flags,
+                                                                  difference):
+    """One with other settings, which would fit, copied over this run's."""
+    for run, others in (("one", {}), ("other", flags)):
+        with monkeypatch.context() as patch:
+            interrupt_at(patch, 4)
+            train(command, prepared, tmp_path / run, **others)
+    os.replace(tmp_path / "other" / "checkpoint.pt", tmp_path / "one" / "checkpoint.pt")
+    for argv in (["train", "--resume", "--run", tmp_path / "one"], ["evaluate", tmp_path / "one"]):
+        status, _, err = command(cli.main, *argv)
+        assert status == 1
+        assert difference in err
+        assert "checkpoint.pt: of another run" in err
+
+
+def test_a_second_process_on_a_run_is_refused(prepared, tmp_path, command, monkeypatch):
+    run = tmp_path / "run"
+    with monkeypatch.context() as patch:
+        interrupt_at(patch, 4)
+        train(command, prepared, run)
+    before = {path: path.read_bytes() for path in run.iterdir()}
+    program = "from pathlib import Path; import sys; from pipelines.files import locked\n" \
+              f"with locked(Path({str(run)!r})): print('have it', flush=True); sys.stdin.read()"
+    with subprocess.Popen([sys.executable, "-c", program], stdin=subprocess.PIPE, stdout=subprocess.PIPE,
+                          cwd=Path(__file__).parents[2], text=True) as other:
+        assert other.stdout.readline() == "have it\n"
+        for argv in (["train", "--resume", "--run", run], arguments(prepared, run)):
+            status, _, err = command(cli.main, *argv)
+            assert status == 2
+            assert f"{run}: another process is at work in it" in err
+        assert {path: path.read_bytes() for path in run.iterdir()} == before
+        other.stdin.close()
+    assert command(cli.main, "train", "--resume", "--run", run)[0] == 0  # the lock went with its process
+
+
+def test_a_lock_is_one_s_own_and_goes(tmp_path):
+    for _ in range(2):
+        with locked(tmp_path):
+            assert list(tmp_path.iterdir()) == []
+
+
+def test_a_file_system_without_locks_is_said(tmp_path, monkeypatch, capsys):
+    def refuse(*_):
+        raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
+    monkeypatch.setattr("fcntl.flock", refuse)
+    with locked(tmp_path):
+        pass
+    assert "no locks" in capsys.readouterr().err
+
+
+def limited_child(argv: list, file_bytes: int | None = None, **options) -> subprocess.CompletedProcess:
+    """python -m sesemi in a process whose files can grow to so many bytes: what a full disk does to a write."""
+    def limit():
+        if file_bytes is not None:
+            resource.setrlimit(resource.RLIMIT_FSIZE, (file_bytes, file_bytes))
+    return subprocess.run([sys.executable, "-m", "sesemi", *map(str, argv)], cwd=Path(__file__).parents[2],
+                          capture_output=True, text=True, preexec_fn=limit, **options)
+
+
+def test_a_full_disk_leaves_the_checkpoint_before(prepared, tmp_path, command, monkeypatch):
+    whole, run = tmp_path / "whole", tmp_path / "run"
+    assert train(command, prepared, whole)[0] == 0
+    with monkeypatch.context() as patch:
+        interrupt_at(patch, 4)
+        train(command, prepared, run)
+    before = (run / "checkpoint.pt").read_bytes()
+    done = limited_child(["train", "--resume", "--run", run], file_bytes=len(before) // 2)
+    assert done.returncode == 1
+    lines = [line for line in done.stderr.splitlines() if "error" in line.lower()]
+    assert len(lines) == 1
+    assert "Traceback" not in done.stderr
+    assert (run / "checkpoint.pt").read_bytes() == before
+    assert not [name for name in files(run) if name.endswith(".partial")]
+    assert command(cli.main, "train", "--resume", "--run", run)[0] == 0  # with space again
+    assert_same_run(run, whole)
+
+
+def test_a_loss_that_is_not_finite_leaves_the_last_good_checkpoint(prepared, tmp_path, command, monkeypatch):
+    run = tmp_path / "run"
+    real = Trainer.train_step
+
+    def explode(self, batch):
+        real(self, batch)
+        if self.step == 7:
+            self._sums += torch.inf
+    with monkeypatch.context() as patch:
+        patch.setattr(Trainer, "train_step", explode)
+        status, _, err = train(command, prepared, run, **{"log-every": 4})
+    assert status == 1
+    assert "the loss is no longer finite at step 8 (learning rate 0." in err
+    assert "try a lower --lr" in err
+    assert checkpoint.load(run / "checkpoint.pt", CPU)["trainer"]["step"] == 6
+    assert command(cli.main, "train", "--resume", "--run", run)[0] == 0
+
+
+def test_leftovers_of_a_killed_process_go(prepared, tmp_path, command):
+    run = tmp_path / "run"
+    run.mkdir()
+    (run / ".checkpoint.pt.99.partial").write_bytes(b"half")
+    assert train(command, prepared, run)[0] == 0
+    assert files(run) == {"config.json", "metrics.jsonl", "checkpoint.pt", "checkpoint-000000009.pt", "whitening.npz",
+                          "result.json"}
+
+
+def test_a_second_signal_exits_at_once(prepared, tmp_path, command, monkeypatch):
+    """The first finishes its step and saves; while it does, the second ends the process without."""
+    real = Trainer.train_step
+    previous = signal.signal(signal.SIGINT, signal.default_int_handler)
+
+    def twice(self, batch):
+        if self.step == 4:
+            os.kill(os.getpid(), signal.SIGINT)
+            os.kill(os.getpid(), signal.SIGINT)
+        real(self, batch)
+    monkeypatch.setattr(Trainer, "train_step", twice)
+    try:
+        status, _, err = train(command, prepared, tmp_path / "run")
+    finally:
+        signal.signal(signal.SIGINT, previous)
+    assert status == 130
+    assert "interrupted" in err
+    assert "stopped at step" not in err
+    assert checkpoint.load(tmp_path / "run" / "checkpoint.pt", CPU)["trainer"]["step"] == 3
