@@ -15,7 +15,7 @@ import numpy as np
 from pipelines.commit import PARTIAL, beside, clean, commit, is_ours
 from pipelines.errors import DataError, UsageError
 from pipelines.files import made, write_atomically
-from pipelines.manifest import MANIFEST, Manifest, RawFile, Shard, ShardFile
+from pipelines.manifest import JOURNAL, MANIFEST, Manifest, RawFile, Shard, ShardFile
 from pipelines.shards import LABEL_DTYPE, Extents, sample_hash
 
 PIECE_BYTES = 2**20  # hashed and written while it is in the CPU's cache
@@ -65,7 +65,7 @@ class ShardWriter:
         with ExitStack() as stack:
             stack.enter_context(made(self.path.parent))
             self.partial.mkdir()
-            stack.callback(shutil.rmtree, self.partial, ignore_errors=True)
+            stack.callback(self._remove_partial)
             self._thread = stack.enter_context(ThreadPoolExecutor(1, thread_name_prefix="writer"))
             self._exit = stack.pop_all()
         return self
@@ -128,6 +128,10 @@ class ShardWriter:
         with self._exit:
             if kind is None and self._finished and self.partial.exists():
                 commit(self.path.parent, [self.path.name])
+
+    def _remove_partial(self) -> None:
+        if not (self.path.parent / JOURNAL).exists():  # else it is complete, and to be put in place by ``recover``
+            shutil.rmtree(self.partial, ignore_errors=True)
 
     def _flush(self) -> None:
         """Have the buffers written in the background, once those before them are, and go on with the others."""
