@@ -21,8 +21,8 @@ class StreamOptions:
         flip: mirror left to right with probability one half.
         noise: standard deviation of the Gaussian noise; 0 for none.
         steps_per_run: steps in one DALI pipeline run.
-        block_images: consecutive images read at a time; None for 16, or fewer where a window would have fewer than
-            256 blocks: small against runs of equal content in the source, and many enough to mix.
+        block_images: consecutive images read at a time; None for 8, or fewer where a window would have fewer than
+            512 blocks: small against runs of equal content in the source, and many enough to mix.
         window_images: images on the device at a time; None for a size that suits the device.
     """
 

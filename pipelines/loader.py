@@ -31,7 +31,7 @@ from pipelines.whitening import Preprocess
 from pipelines.windows import Windows, default_window_images, padded_shape, to_device, upload
 
 DRAWS, DALI_NOISE, TORCH_NOISE, FLIPS = 2, 3, 4, 5  # what a random number is for (the order's own keys are 0 and 1)
-BLOCK_IMAGES, WINDOW_BLOCKS = 16, 256  # images read at a time at most, and blocks in a window at least
+BLOCK_IMAGES, WINDOW_BLOCKS = 8, 512  # images read at a time at most, and blocks in a window at least
 LABELED, UNLABELED, EVALUATION = 0, 1, 2  # which stream it is for
 
 
