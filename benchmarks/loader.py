@@ -27,10 +27,12 @@ EXAMPLE = """example:
   python -m benchmarks.loader --gpu none
 """
 RIVALS: dict[str, Callable[[Task], Iterator[Batch]]] = {
-    "dataloader": rivals.dataloader, "dataloader_pil": rivals.dataloader_pil, "webdataset": rivals_files.webdataset,
+    "dataloader": rivals.dataloader, "dataloader_pil": rivals.dataloader_pil,
+    "dataloader_batched": rivals.dataloader_batched, "webdataset": rivals_files.webdataset,
     "dali_webdataset": rivals_files.dali_webdataset, "streaming": rivals_files.streaming, "ffcv": rivals_files.ffcv,
     "reference": rivals.reference, "in_ram": rivals.in_ram}
-WITH_WORKERS = ("dataloader", "dataloader_pil", "webdataset", "streaming", "dali_webdataset", "ffcv")
+WITH_WORKERS = ("dataloader", "dataloader_pil", "dataloader_batched", "webdataset", "streaming", "dali_webdataset",
+                "ffcv")
 CHECKED_IMAGES = 200
 
 

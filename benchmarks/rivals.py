@@ -125,11 +125,11 @@ class PilDataset(Dataset):
         return image if self.views else (image, int(self.labels[index]))
 
 
-def _loaders(task: Task, dataset: Callable[[Task, bool], Dataset]) -> Iterator[Batch]:
+def _loaders(task: Task, dataset: Callable[[Task, bool], Dataset], **options) -> Iterator[Batch]:
     def endless(views: bool) -> Iterator:
         loader = DataLoader(dataset(task, views), task.batch_unlabeled if views else task.batch_labeled, shuffle=True,
                             drop_last=True, num_workers=task.workers, persistent_workers=task.workers > 0,
-                            pin_memory=task.device.type == "cuda")
+                            pin_memory=task.device.type == "cuda", **options)
         while True:
             yield from loader
     return task.paired(endless(False), endless(True))
@@ -143,6 +143,24 @@ def dataloader(task: Task) -> Iterator[Batch]:
 def dataloader_pil(task: Task) -> Iterator[Batch]:
     """PyTorch's DataLoader over PIL images and a list of transforms."""
     return _loaders(task, PilDataset)
+
+
+class BatchDataset(TensorDataset):
+    """Whole batches: asked for a list of indices, it augments them together."""
+
+    def __init__(self, task: Task, views: bool):
+        super().__init__(task, views)
+        self.images = self.images.permute(0, 2, 3, 1).contiguous()
+        self.noise, self.flip = task.noise, task.flip and not views
+
+    def __getitems__(self, indices: list[int]):
+        images = augment_batch(self.images[indices], self.flip, self.noise)
+        return six_views(images) if self.views else (images.permute(0, 3, 1, 2), self.labels[indices])
+
+
+def dataloader_batched(task: Task) -> Iterator[Batch]:
+    """PyTorch's DataLoader fetching whole batches of uint8 images in RAM, augmented by batched tensor operations."""
+    return _loaders(task, BatchDataset, collate_fn=lambda batch: batch)
 
 
 def reference(task: Task) -> Iterator[Batch]:
@@ -214,6 +232,17 @@ def shift_and_noise(padded: torch.Tensor, index: torch.Tensor, flip: bool, noise
         chosen = (torch.rand(len(index), device=padded.device) < 0.5).nonzero()[:, 0]
         images[chosen] = images[chosen].flip(2)
     return images.add_(torch.randn(images.shape, device=padded.device), alpha=noise)
+
+
+def augment_batch(images: torch.Tensor, flip: bool, noise: float) -> torch.Tensor:
+    """Images (n, S, S, C), uint8 or normalised beforehand, to augmented ones, float32 (n, S, S, C)."""
+    if images.dtype == torch.uint8:
+        flat = images.flatten(1).float()
+        flat -= flat.mean(1, keepdim=True)
+        flat *= 55.0 * (flat.shape[1] / 3072) ** 0.5 / flat.norm(dim=1, keepdim=True).clamp(min=1e-8)
+        images = flat.view(images.shape)
+    rows = symmetric(images.shape[1]).to(images.device)
+    return shift_and_noise(images[:, rows][:, :, rows], torch.arange(len(images), device=images.device), flip, noise)
 
 
 def six_views(images: torch.Tensor) -> torch.Tensor:

@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch.utils.data import DataLoader
 
-from benchmarks.rivals import Augment, Task, gcn, shift_and_noise, six_views, symmetric
+from benchmarks.rivals import Augment, Task, augment_batch, gcn, six_views
 from pipelines.loader import Batch
 
 SHARD_IMAGES = 10_000
@@ -40,7 +40,9 @@ def webdataset(task: Task) -> Iterator[Batch]:
 
 
 def dali_webdataset(task: Task) -> Iterator[Batch]:
-    """DALI's own ``readers.webdataset`` over the same tars, everything else DALI operators sample by sample too."""
+    """DALI's own ``readers.webdataset`` over the same tars, everything else DALI operators too, sample by sample; noise
+    and views, which are what DALI's CPU backend is slowest at, by batched PyTorch there.
+    """
     from nvidia.dali import Pipeline, fn, types
 
     from pipelines.augment import six_views as dali_views
@@ -71,10 +73,10 @@ def dali_webdataset(task: Task) -> Iterator[Batch]:
             x, y = (fn.random.uniform(values=[0, 0.25, 0.5, 0.75, 1.0]) for _ in range(2))
             images = fn.crop_mirror_normalize(images, crop=(size, size), crop_pos_x=x, crop_pos_y=y, mirror=mirror,
                                               rounding="round", dtype=types.FLOAT, output_layout="HWC")
-            if task.noise:
+            if gpu and task.noise:
                 images = images + fn.random.normal(images, stddev=task.noise)
             # Class numbers are text of one to four digits, padded to four with zeros.
-            pipe.set_outputs(dali_views(images) if views else images, label)
+            pipe.set_outputs(dali_views(images) if gpu and views else images, label)
         pipe.build()
         return pipe
 
@@ -82,13 +84,18 @@ def dali_webdataset(task: Task) -> Iterator[Batch]:
         pipe = pipeline(False)
         while True:
             images, digits = run_pipeline(pipe, task.device)
+            if not gpu:
+                images = images.add_(torch.randn(images.shape), alpha=task.noise)
             labels = ((digits.long() - 48) * torch.tensor([1000, 100, 10, 1], device=digits.device)).sum(1)
             yield images.permute(0, 3, 1, 2), labels
 
     def unlabeled() -> Iterator:
         pipe = pipeline(True)
         while True:
-            yield run_pipeline(pipe, task.device)[0].permute(0, 1, 4, 2, 3)
+            images, _ = run_pipeline(pipe, task.device)
+            if not gpu:
+                images = images.add_(torch.randn(images.shape), alpha=task.noise)
+            yield images.permute(0, 1, 4, 2, 3) if gpu else six_views(images)
     return task.paired(labeled(), unlabeled())
 
 
@@ -151,7 +158,6 @@ def ffcv(task: Task) -> Iterator[Batch]:
         task.folder.mkdir(parents=True, exist_ok=True)
         DatasetWriter(str(path), {"image": NDArrayField(np.dtype("uint8"), task.images.shape[1:]),
                                   "label": IntField()}, num_workers=1).from_indexed_dataset(_Pairs(task))
-    rows = symmetric(task.images.shape[1]).to(task.device)
 
     def endless(views: bool) -> Iterator:
         batch = task.batch_unlabeled if views else task.batch_labeled
@@ -159,12 +165,7 @@ def ffcv(task: Task) -> Iterator[Batch]:
                         drop_last=True, pipelines={"image": [NDArrayDecoder(), ToTensor()],
                                                    "label": [IntDecoder(), ToTensor()]})
         for pixels, label in itertools.chain.from_iterable(iter(lambda: loader, None)):
-            flat = pixels.to(task.device).flatten(1).float()
-            flat -= flat.mean(1, keepdim=True)
-            flat *= 55.0 * (flat.shape[1] / 3072) ** 0.5 / flat.norm(dim=1, keepdim=True).clamp(min=1e-8)
-            padded = flat.view(pixels.shape)[:, rows][:, :, rows]
-            index = torch.arange(len(padded), device=task.device)
-            images = shift_and_noise(padded, index, task.flip and not views, task.noise)
+            images = augment_batch(pixels.to(task.device), task.flip and not views, task.noise)
             yield six_views(images) if views else (images.permute(0, 3, 1, 2), label.to(task.device)[:, 0].long())
     return task.paired(endless(False), endless(True))
 

@@ -107,7 +107,7 @@ def evaluation_views(pair: torch.Tensor, flip: bool, noise: float, random: torch
     return torch.cat([view for side in sides for view in (side, augment.add_noise_torch(side, noise, random))], 1)
 
 
-def run_pipeline(pipeline: Pipeline, device: torch.device) -> torch.Tensor:
-    """One run of a DALI pipeline; its output as a tensor on the device, without a copy."""
+def run_pipeline(pipeline: Pipeline, device: torch.device) -> tuple[torch.Tensor, ...]:
+    """One run of a DALI pipeline; its outputs as tensors on the device, without a copy."""
     stream = torch.cuda.current_stream(device) if device.type == "cuda" else None  # a thread's own is the default one
-    return torch.from_dlpack(pipeline.run(stream)[0].as_tensor())
+    return tuple(torch.from_dlpack(output.as_tensor()) for output in pipeline.run(stream))

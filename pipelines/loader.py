@@ -187,7 +187,7 @@ class Stream:
             self._pipeline.build()
             self._built = True
         before = self._pipeline.checkpoint().hex()
-        images = run_pipeline(self._pipeline, self._device)
+        (images,) = run_pipeline(self._pipeline, self._device)
         if not self._in_graph:
             if self.options.flip:
                 augment.flip_torch(images, torch.from_numpy(self._mirrors(number)))
@@ -318,7 +318,7 @@ class EvaluationLoader:
             seed=seed_from(*key, DALI_NOISE), threads=self._threads)
         pipeline.build()
         for number in range(len(self)):
-            images = run_pipeline(pipeline, self._device)
+            (images,) = run_pipeline(pipeline, self._device)
             if not in_graph:
                 random = torch.Generator().manual_seed(seed_from(*key, TORCH_NOISE, number))
                 images = evaluation_views(images, self._flip, self._noise, random)

@@ -31,7 +31,8 @@ def passes(task: Task, loader, change=lambda batch: batch) -> None:
     check(build, task.images, task.labels, gcn(task.images), flip=True)
 
 
-@pytest.mark.parametrize("loader", [ours, rivals.dataloader, rivals.dataloader_pil, rivals.in_ram])
+@pytest.mark.parametrize("loader", [ours, rivals.dataloader, rivals.dataloader_pil, rivals.dataloader_batched,
+                                    rivals.in_ram])
 def test_right_batches_pass(task, loader):
     passes(task, loader)
 
