@@ -63,12 +63,14 @@ class Result:
 class Subject(Protocol):
     """A command to be killed, and what must hold after it was.
 
-    ``work`` is the folder that is watched; ``shares`` says what part of the kills each scenario gets.
+    ``work`` is the folder that is watched; ``shares`` says what part of the kills each scenario gets; ``background``
+    begins the names of what threads may write whose moments are not counted.
     """
 
     kind: str
     work: Path
     shares: dict[str, float]
+    background: tuple[str, ...]
 
     def set_up(self, run: Callable[[Sequence[str]], Outcome]) -> None:
         """What has to be made once, by commands that ``run`` runs and nobody kills."""
@@ -187,6 +189,10 @@ class Harness:
             outcome = self._victim.run(self.subject.command(scenario))
             if outcome.status:
                 raise RuntimeError(f"{scenario}: status {outcome.status} without any kill: {outcome.text}")
+            if others := [path for path in outcome.report["others"]
+                          if not Path(path).name.startswith(self.subject.background)]:
+                raise RuntimeError(f"{scenario}: {', '.join(others)} written by another thread than the main one, "
+                                   f"whose moments are not counted")
             self.counted[scenario] = Counted(tagged(outcome.report), events_of(outcome.report))
             self.subject.finished(scenario, outcome)
 
@@ -222,14 +228,19 @@ class Harness:
         if outcome.status:
             return result  # nothing to kill: it does not even start
         again = Counted(tagged(outcome.report), events_of(outcome.report))
-        draw = random.Random(seed + case.moment)
-        second = case.second or draw.choice(choose(again.moments, 10, seed + case.moment)).number
+        second = case.second or self._second(again, result.moment, seed + case.moment).number
         result.case = Case(scenario, case.moment, second)
         result.moment = again.moments[second - 1]
         self._lay_saved()
         self._kill(second, again, result)
         self._start_again(scenario, result)
         return result
+
+    def _second(self, again: Counted, first: Moment, seed: int) -> Moment:
+        """A moment of the next start: between opening and rename where the first was, so that their number stays."""
+        chosen = choose(again.moments, 10, seed)
+        alike = [moment for moment in chosen if moment.between] if first.between else chosen
+        return random.Random(seed).choice(alike or chosen)
 
     def _lay_saved(self) -> None:
         shutil.rmtree(self.subject.work)

@@ -20,7 +20,7 @@ from tools import verify
 COUNTS = {"train": 300, "test": 100}
 SPLITS = (*COUNTS, "extra")
 CLASSES = 3
-SAYS = re.compile(r"start\w* (clean|afresh|anew|over)|\bgo\w* on\b|\bwent on\b|\bcontinu", re.IGNORECASE)
+SAYS = {"starts clean": re.compile(r"start\w* clean"), "goes on": re.compile(r"interrupted conversion was complete")}
 
 
 class Prepare:
@@ -28,6 +28,7 @@ class Prepare:
 
     kind = "prepare"
     shares = {"fresh": 0.4, "force": 0.6}  # noqa: RUF012 - a constant
+    background = ()
 
     def __init__(self, folder: Path):
         self._folder, self.work = folder, folder / "work"
@@ -97,14 +98,16 @@ class Prepare:
                                                          for split in SPLITS)
 
     def after_rerun(self, scenario: str, outcome: Outcome, killed: Folder) -> Iterator[str]:
-        """(d) the next start leaves byte for byte what an unkilled run does, manifest.json included; and says so."""
+        """(d) the next start leaves byte for byte what an unkilled run does, manifest.json included, and says how."""
         whole = self._whole[scenario]
         if scenario == "fresh" and killed == whole and outcome.status == 2 and "exists already" in outcome.text:
             pass  # the kill came after the last change: a finished conversion, started a second time
         elif outcome.status:
             yield f"(d) the same command ends with {outcome.status}: {outcome.text.strip().splitlines()[-1]}"
-        elif killed.leftovers and len(says := [line for line in outcome.text.splitlines() if SAYS.search(line)]) != 1:
-            yield f"(e) found {killed.leftovers[0]} and says in {len(says)} lines whether it starts clean or goes on"
+        elif killed.leftovers:
+            says = [kind for kind, words in SAYS.items() if words.search(outcome.text)]
+            if len(says) != 1:
+                yield f"(d) found {killed.leftovers[0]} and says: {' and '.join(says) or 'nothing of it'}"
         now = Folder(self.work)
         if now != whole:
             yield f"(d) not what an unkilled run leaves: {now.differences(whole)}"

@@ -1,11 +1,9 @@
 """sesemi train under fire: a short run with a line every step, a checkpoint every two and an evaluation every five."""
 
-import io
 import json
 import re
 import shutil
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import redirect_stderr
 from pathlib import Path
 
 import numpy as np
@@ -14,14 +12,14 @@ import torch
 from pipelines.errors import DataError
 from pipelines.shards import ShardSet
 from pipelines.whitening import Preprocess
-from sesemi import checkpoint, cli
+from sesemi import checkpoint
 from sesemi.runlog import RunFolder
 from tests.conftest import random_images, write_set
 from tests.kill.harness import Folder, Outcome, copy_folder
 from tests.kill.moments import Event
 
 COUNTS = {"train": 300, "test": 40}
-STEPS, KEEP = 12, 2
+STEPS = 12
 CLOCK = {"seconds", "waited", "since"}  # of a checkpoint's trainer: what depends on the clock
 CLOCK_FIELDS = {"images_per_second", "data_wait_fraction"}  # of a line of metrics
 EVENTS = "events.out.tfevents."  # TensorBoard's, one file a start, named by the clock
@@ -32,6 +30,7 @@ class Train:
 
     kind = "train"
     shares = {"train": 1.0}  # noqa: RUF012 - a constant
+    background = (EVENTS,)
 
     def __init__(self, folder: Path):
         self.work, self._template = folder / "work", folder / "template"
@@ -52,11 +51,9 @@ class Train:
         """See Subject: the first command again where there is no checkpoint yet, else with ``--resume``."""
         flags = {"network": "wrn-10-1", "dataset": "toy", "labels": 40, "gpu": "none", "steps": STEPS,
                  "batch-unlabeled": 2, "log-every": 1, "checkpoint-every": 2, "eval-every": 5,
-                 "data": self._shards, "run": self._run.path}
-        if keeps_checkpoints():
-            flags["keep"] = KEEP
+                 "keep": 2, "data": self._shards, "run": self._run.path}
         return ["train", *(str(word) for name, value in flags.items() for word in (f"--{name}", value)),
-                *["--resume"] * self._run.checkpoint.exists()]
+                *["--resume"] * any(self._run.path.glob("checkpoint*.pt"))]
 
     def finished(self, scenario: str, outcome: Outcome) -> None:
         """See Subject."""
@@ -121,16 +118,6 @@ class Train:
 
     def _checkpoints(self) -> dict[str, dict]:
         return {path.name: checkpoint_state(path) for path in self._run.path.glob("checkpoint*.pt")}
-
-
-def keeps_checkpoints() -> bool:
-    """Whether this version of the program has ``--keep``."""
-    try:
-        with redirect_stderr(io.StringIO()):
-            cli.build_parser().parse_args(["train", "--keep", str(KEEP)])
-    except SystemExit:
-        return False
-    return True
 
 
 def checkpoint_state(path: Path) -> dict:

@@ -2,7 +2,9 @@
 
 A moment is a line that is about to run in the product's own code or in the library modules that write and remove
 files for it, or a change of the watched folder that is about to happen (Python's audit events). Only the main thread's
-count: its moments come in the same order every time, and no other thread writes files that have to be whole.
+count, because its moments come in the same order every time. So shards are written on it here rather than beside it:
+the files pass through the same states, since until a shard is written the main thread only fills memory. What another
+thread opens for writing all the same is noted.
 
     python -m tests.kill.victim prepare|train      one request a line on stdin, one answer a line on stdout, both JSON
 """
@@ -16,6 +18,7 @@ import sys
 import threading
 import traceback
 import zipfile
+from concurrent.futures import Future
 from pathlib import Path
 
 ROOT = Path(__file__).parents[2]
@@ -42,6 +45,7 @@ class Recorder:
         self.places: dict[tuple, int] = {}
         self.moments: list[int] = []  # the place of each
         self.events: list[tuple[int, str, str, str]] = []  # number, what, path and new path in the folder
+        self.others: set[str] = set()  # files that other threads opened for writing
         self._followed: dict[str, str] = {}  # what a file of code is called here; "" where it is not followed
         loaded = [sys.modules[name] for name in LIBRARIES if name in sys.modules]
         self._libraries = {module.__file__ for module in (shutil, zipfile, *loaded)}
@@ -56,10 +60,11 @@ class Recorder:
         """The report, as JSON."""
         sys.settrace(None)
         self.report.write_text(json.dumps({"number": self.number, "places": list(self.places),
-                                           "moments": self.moments, "events": self.events}))
+                                           "moments": self.moments, "events": self.events,
+                                           "others": sorted(self.others)}))
 
     def _call(self, frame, event, argument):
-        return self._line if self._name(frame) else None
+        return self._line if self._name(frame) and not _within_dali(frame) else None
 
     def _line(self, frame, event, argument):
         if event == "line":
@@ -68,7 +73,7 @@ class Recorder:
 
     def _audit(self, event: str, arguments: tuple) -> None:
         if event not in ("open", "os.rename", "os.remove", "os.rmdir", "os.mkdir", "os.truncate", "os.link",
-                         "os.symlink") or threading.get_ident() != self._thread:
+                         "os.symlink"):
             return
         what, path, to = event.removeprefix("os."), arguments[0], ""
         if what == "open":
@@ -82,7 +87,11 @@ class Recorder:
             path, to = self._inside(path, folders[0]), self._inside(arguments[1], folders[1])
         elif what != "truncate" or not isinstance(path, int):
             path = self._inside(path, arguments[-1] if what in ("remove", "rmdir", "mkdir") else -1)
-        if isinstance(path, str) and (path or to):
+        if not isinstance(path, str) or not (path or to):
+            return
+        if threading.get_ident() != self._thread:
+            self.others.add(path or to)
+        else:
             self._moment(what, sys._getframe(1), path, to)
 
     def _inside(self, path, folder: int = -1) -> str:
@@ -129,6 +138,36 @@ class Recorder:
         return self._followed[path]
 
 
+def _within_dali(frame) -> bool:
+    """Whether DALI called: it asks for the parts of a batch in an order that is another in every process."""
+    while frame := frame.f_back:
+        if "/nvidia/dali/" in frame.f_code.co_filename:
+            return True
+    return False
+
+
+class InPlace:
+    """Stands in for a ThreadPoolExecutor; does at once, on the caller's thread, what it is given."""
+
+    def __init__(self, *arguments, **options):
+        pass
+
+    def __enter__(self) -> "InPlace":
+        return self
+
+    def __exit__(self, *exception) -> None:
+        pass
+
+    def submit(self, work, *arguments) -> Future:
+        """A future that is done."""
+        future = Future()
+        try:
+            future.set_result(work(*arguments))
+        except BaseException as error:
+            future.set_exception(error)
+        return future
+
+
 def _function(code) -> str:
     return code.co_qualname.replace(".<locals>", "")
 
@@ -138,6 +177,7 @@ def preload(kind: str):
     from pipelines import writer
     writer.ShardWriter.__init__.__kwdefaults__["shard_bytes"] = SMALL_SHARD
     writer.PIECE_BYTES = SMALL_PIECE
+    writer.ThreadPoolExecutor = InPlace
     if kind == "prepare":
         from tools import prepare
         return prepare.main
