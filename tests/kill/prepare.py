@@ -31,17 +31,17 @@ class Prepare:
     background = ()
 
     def __init__(self, folder: Path):
+        self.images: dict[str, dict[str, tuple]] = {"old": {}, "new": {}}  # and labels, by version and split
         self._folder, self.work = folder, folder / "work"
         self.out = self.work / "shards" / "toy"
         self._template = folder / "template"
         self._whole: dict[str, Folder] = {}
-        self._images: dict[str, dict[str, tuple]] = {"old": {}, "new": {}}
-        for number, (version, splits) in enumerate(self._images.items()):
+        for number, (version, splits) in enumerate(self.images.items()):
             for place, (split, count) in enumerate(COUNTS.items()):
                 splits[split] = random_images(count, 12, 10 * number + place), np.arange(count) % CLASSES
             np.savez(folder / f"{version}.npz", **{f"{split}_{name}": array for split, both in splits.items()
                                                    for name, array in zip(("images", "labels"), both, strict=True)})
-        self._images["old"]["extra"] = random_images(50, 12, 99), None
+        self.images["old"]["extra"] = random_images(50, 12, 99), None
 
     def set_up(self, run: Callable[[Sequence[str]], Outcome]) -> None:
         """Make the older sets: by the command itself, and an extra set that the new source has not."""
@@ -49,7 +49,7 @@ class Prepare:
         outcome = run(self._command("old"))
         if outcome.status:
             raise RuntimeError(f"no older sets to replace: {outcome.text}")
-        write_set(self.out / "extra", self._images["old"]["extra"][0], split="extra")
+        write_set(self.out / "extra", self.images["old"]["extra"][0], split="extra")
         copy_folder(self.work, self._template)
 
     def lay(self, scenario: str) -> None:
@@ -90,12 +90,14 @@ class Prepare:
             yield f"(c) {found} before any set was touched, {self._before} at the start"
 
     def _replaces(self, event: Event) -> bool:
-        """Whether an event moves sets into place or away, or writes down that this begins: a rename beside the sets."""
-        out = self.out.relative_to(self.work)
+        """Whether an event moves sets into place or away, or writes down that this begins or is done: a rename or a
+        removal beside the sets, or within one.
+        """
+        out, path = self.out.relative_to(self.work), Path(event.path)
         if event.what == "rename":
-            return out in (Path(event.path).parent, Path(event.to).parent)
-        return event.what in ("remove", "rmdir") and any(Path(event.path).is_relative_to(out / split)
-                                                         for split in SPLITS)
+            return out in (path.parent, Path(event.to).parent)
+        return (event.what == "remove" and path.parent == out) or (
+            event.what in ("remove", "rmdir") and any(path.is_relative_to(out / split) for split in SPLITS))
 
     def after_rerun(self, scenario: str, outcome: Outcome, killed: Folder) -> Iterator[str]:
         """(d) the next start leaves byte for byte what an unkilled run does, manifest.json included, and says how."""
@@ -128,7 +130,7 @@ class Prepare:
             if errors.run(verify.main, [str(path)]):
                 return f"opens, but tools.verify finds it damaged: {said.getvalue().splitlines()[-1]}"
         images = shard_set.read(np.arange(len(shard_set)))
-        for version, splits in self._images.items():
+        for version, splits in self.images.items():
             if split in splits and np.array_equal(images, splits[split][0]):
                 labels = splits[split][1]
                 if labels is None or np.array_equal(shard_set.labels, labels):
