@@ -1,5 +1,6 @@
-"""Conversion and training survive SIGKILL: a few kills here, fifty each in the slow tests."""
+"""Conversion and training survive SIGKILL: a few kills, at renames above all; fifty each in the slow tests."""
 
+import re
 import shutil
 from dataclasses import replace
 
@@ -35,9 +36,9 @@ def killed(harness: Harness, kills: int, seed: int) -> list[Result]:
 
 def all_right(harness: Harness, results: list[Result]) -> None:
     """Fails by the command lines that reproduce the violations, and what they are."""
-    wrong = {f"python -m tests.kill {harness.subject.kind} --moment {result.case}": result.problems
-             for result in results if result.problems}
-    assert wrong == {}
+    wrong = [f"python -m tests.kill {harness.subject.kind} --moment {result.case}: {problem}"
+             for result in results for problem in result.problems]
+    assert not wrong, "\n".join(wrong)
 
 
 def between(results: list[Result]) -> int:
@@ -49,8 +50,23 @@ def test_prepare_survives_a_few_kills(preparing):
     assert between(killed(preparing, 6, seed=1)) >= 3
 
 
-def test_train_survives_a_few_kills(training):
-    assert between(killed(training, 2, seed=1)) >= 1
+def rename(harness: Harness, scenario: str, to: str) -> Case:
+    """The kill at the last rename of a run whose new path ends like this pattern."""
+    numbers = [event.number for event in harness.counted[scenario].events
+               if event.what == "rename" and re.search(f"{to}$", event.to)]
+    return Case(scenario, numbers[-1])
+
+
+@pytest.mark.parametrize("scenario", ["fresh", "force"])
+@pytest.mark.parametrize("to", [".commit.json", "toy/train", "toy/test"])
+def test_prepare_survives_a_kill_at_the_rename_of(preparing, scenario, to):
+    all_right(preparing, [preparing.kill(rename(preparing, scenario, to))])
+
+
+@pytest.mark.parametrize("to", ["train/zca-[0-9a-f]+.npz", "run/checkpoint.pt"])
+def test_train_survives_a_kill_at_the_rename_of(training, to):
+    """The whitening kept beside the shards; the last checkpoint, after the last evaluation."""
+    all_right(training, [training.kill(rename(training, "train", to))])
 
 
 @pytest.mark.slow
