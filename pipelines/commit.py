@@ -13,7 +13,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from pipelines.errors import DataError, UsageError
-from pipelines.files import sync_folder, write_atomically
+from pipelines.files import remove_leftovers, sync_folder, write_atomically
 from pipelines.manifest import JOURNAL
 
 PARTIAL, OLD = ".partial", ".old"  # endings of a set that is being written, and of one that is being replaced
@@ -49,6 +49,7 @@ def recover(out: Path) -> list[str]:
     Raises DataError where the journal is not one.
     """
     journal = out / JOURNAL
+    remove_leftovers(out, JOURNAL)
     if not journal.exists():
         return []
     try:

@@ -33,6 +33,12 @@ def write_atomically(path: Path, write: Callable[[BinaryIO], object]) -> None:
         raise
 
 
+def remove_leftovers(folder: Path, name: str = "*") -> None:
+    """Remove the temporary files that killed processes left of ``write_atomically`` to files of that name."""
+    for left in folder.glob(f".{name}.*.partial"):
+        left.unlink(missing_ok=True)
+
+
 def sync_folder(path: Path) -> None:
     """Make renames inside a folder survive a power cut."""
     descriptor = os.open(path, os.O_RDONLY)

@@ -15,7 +15,7 @@ import numpy as np
 import torch
 
 from pipelines.errors import DataError
-from pipelines.files import write_atomically
+from pipelines.files import remove_leftovers, write_atomically
 from pipelines.progress import progress_bar
 from pipelines.sampling import evenly_spread
 from pipelines.shards import ShardSet
@@ -128,6 +128,8 @@ def prepare(kind: str, sets: Sequence[ShardSet], device: torch.device | str = "c
                  "images": [len(s) for s in sets], "at_most": FIT_IMAGES}
     key = hashlib.sha256("".join([*fitted_on["fingerprints"], str(FIT_IMAGES)]).encode()).hexdigest()[:12]
     cache = sets[0].path / f"{kind}-{key}.npz"
+    with suppress(OSError):  # read-only, perhaps
+        remove_leftovers(cache.parent, cache.name)
     if cache.exists():
         loaded = Preprocess.load(cache)
         if loaded.fitted_on.get("fingerprints") != fitted_on["fingerprints"] or loaded.image_shape != shape:

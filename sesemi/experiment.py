@@ -9,7 +9,7 @@ import torch
 
 from pipelines import whitening
 from pipelines.errors import DataError, UsageError
-from pipelines.files import locked, made
+from pipelines.files import locked, made, remove_leftovers
 from pipelines.loader import EvaluationLoader, SemiSupervisedLoader
 from pipelines.memory import peak_rss_bytes
 from pipelines.progress import progress_bar
@@ -67,7 +67,7 @@ def train(config: Config, resume: bool = False) -> dict:
             fitted_on = [shard_set for name, shard_set in sets.items() if name != "test"]
             preprocess = whitening.prepare(config.preprocess, fitted_on, config.device)
             preprocess.save(folder.whitening)
-        folder.remove_leftovers()
+        remove_leftovers(folder.path)
         return _train(config, folder, preprocess, sets, resume, stack)
 
 
@@ -101,7 +101,7 @@ def _train(config: Config, folder: RunFolder, preprocess: Preprocess, sets: dict
     folder.write(folder.config, {  # not before the checkpoint was found to fit
         **config.as_dict(), "data_fingerprints": fingerprints,
         "versions": versions(), "device_name": device_name(device)})
-    log = MetricsLog(folder, trainer.step)
+    log = MetricsLog(folder, trainer.step, latest["step"])
     stack.callback(log.close)
     bar = stack.enter_context(progress_bar(config.steps, " steps", "training", initial=trainer.step))
     steps_per_epoch = config.steps_per_epoch(len(train_set))

@@ -1,7 +1,6 @@
 """A run's folder: config.json, metrics.jsonl, TensorBoard events, checkpoint.pt, whitening.npz, result.json."""
 
 import json
-import math
 import platform
 from importlib import metadata
 from pathlib import Path
@@ -25,11 +24,6 @@ class RunFolder:
         self.checkpoint = self.path / "checkpoint.pt"
         self.whitening = self.path / "whitening.npz"
         self.result = self.path / "result.json"
-
-    def remove_leftovers(self) -> None:
-        """Temporary files of a process that was killed while it wrote; none may be at work in the folder."""
-        for left in self.path.glob(".*.partial"):
-            left.unlink()
 
     def read(self, path: Path) -> dict:
         """A JSON file of the run; DataError where it is missing or damaged."""
@@ -56,12 +50,13 @@ class MetricsLog:
         folder: of the run.
         step: lines after this step are dropped: they were written after the checkpoint that is gone on from, and
             will be written again.
+        evaluated: the step of the last evaluation that this checkpoint knows of; later ones will be made again.
     """
 
-    def __init__(self, folder: RunFolder, step: int):
+    def __init__(self, folder: RunFolder, step: int, evaluated: int):
         kept = []
         if step and folder.metrics.exists():
-            kept = [line for line in folder.metrics.read_text().splitlines() if _step(line) <= step]
+            kept = [line for line in folder.metrics.read_text().splitlines() if _is_before(line, step, evaluated)]
         write_atomically(folder.metrics, lambda file: file.write("".join(line + "\n" for line in kept).encode()))
         self._file = open(folder.metrics, "a", buffering=1)  # noqa: SIM115 - closed by close(); line by line
         self._board = SummaryWriter(str(folder.path), purge_step=step + 1 if step else None)
@@ -79,12 +74,13 @@ class MetricsLog:
         self._board.close()
 
 
-def _step(line: str) -> float:
-    """The step of a line of metrics; beyond all for half a line, which a process that is killed may leave."""
+def _is_before(line: str, step: int, evaluated: int) -> bool:
+    """Whether a line of metrics stays; half a line, which a process that is killed may leave, does not."""
     try:
-        return json.loads(line)["step"]
+        content = json.loads(line)
+        return content["step"] <= (evaluated if content["type"] == "eval" else step)
     except (ValueError, KeyError, TypeError):
-        return math.inf
+        return False
 
 
 def versions() -> dict[str, str | None]:

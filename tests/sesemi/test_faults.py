@@ -16,6 +16,7 @@ import torch
 
 from pipelines.files import locked
 from sesemi import checkpoint, cli
+from sesemi.runlog import MetricsLog, RunFolder
 from sesemi.trainer import Trainer
 from tests.sesemi.test_experiment import arguments, interrupt_at, metrics
 
@@ -233,3 +234,13 @@ def test_a_second_signal_exits_at_once(prepared, tmp_path, command, monkeypatch)
     assert "interrupted" in err
     assert "stopped at step" not in err
     assert checkpoint.load(tmp_path / "run" / "checkpoint.pt", CPU)["trainer"]["step"] == 3
+
+
+def test_lines_that_will_be_written_again_go(tmp_path):
+    """After the checkpoint of step 6, which knows of the evaluation of step 4: a later one was not saved with it."""
+    folder = RunFolder(tmp_path)
+    lines = [{"type": "train", "step": 4}, {"type": "eval", "step": 4}, {"type": "train", "step": 6},
+             {"type": "eval", "step": 6}, {"type": "train", "step": 8}]
+    folder.metrics.write_text("".join(json.dumps(line) + "\n" for line in lines) + '{"type": "train", "st')
+    MetricsLog(folder, 6, 4).close()
+    assert [json.loads(line) for line in folder.metrics.read_text().splitlines()] == lines[:3]
