@@ -5,6 +5,8 @@ import sys
 from collections.abc import Callable, Sequence
 from typing import NoReturn
 
+MAX_MESSAGE = 2000  # characters of an error
+
 
 class UsageError(Exception):
     """Wrong use: a flag or argument that cannot be. Exit status 2."""
@@ -47,8 +49,20 @@ def run(command: Callable[[Sequence[str] | None], int | None], argv: Sequence[st
 
 
 def _say(message: object, status: int) -> int:
-    print("error:", " ".join(str(message).splitlines()), file=sys.stderr)  # one line, whatever a library's message has
+    line = " ".join(str(message)[:MAX_MESSAGE].splitlines())  # one line, whatever a library's message has
+    print("error:", "".join(c if c.isprintable() else "?" for c in line), file=sys.stderr)  # a name may hold escapes
     return status
+
+
+def shown(value: object, nested: bool = True) -> str:
+    """A value out of a file, for a message: short, however long, large or deep it is."""
+    if isinstance(value, str | bytes):
+        return repr(value[:60]) + "…" * (len(value) > 60)
+    if value is None or isinstance(value, float) or (isinstance(value, int) and abs(value) < 2**64):
+        return repr(value)
+    if isinstance(value, tuple | list) and len(value) <= 4 and nested:
+        return f"({', '.join(shown(part, False) for part in value)})"
+    return f"a {type(value).__name__}"
 
 
 def positive_int(text: str) -> int:

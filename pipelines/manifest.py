@@ -7,13 +7,17 @@ import os
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
-from pipelines.errors import DataError
+from pipelines.errors import DataError, shown
 
 FORMAT = "sesemi-shards"
 VERSION = 1
 MANIFEST = "manifest.json"
 JOURNAL = ".commit.json"  # in the folder around sets; see pipelines/commit.py
 LAYOUTS = ("HWC", "CWH")  # of a raw file
+MAX_BYTES = 2**24  # of a manifest; 40,000 shards, which are 2.6 TB, fit
+MAX_CLASSES = 2**20
+MAX_IMAGE_BYTES = 2**28
+MAX_LABELED = 2**28  # images of a labeled set, since their labels are held in memory, four bytes each
 
 
 @dataclass(frozen=True)
@@ -87,24 +91,30 @@ class Manifest:
         if not isinstance(raw, dict) or raw.get("format") != FORMAT:
             raise DataError(f"{path}: not a manifest of format {FORMAT!r}")
         if raw.get("version") != VERSION:
-            raise DataError(f"{path}: format version {raw.get('version')!r}, this program reads version {VERSION}")
+            raise DataError(f"{path}: format version {shown(raw.get('version'))}, this program reads version {VERSION}")
         try:
             shards = tuple(Shard(_count(s["count"]), _shard_file(s["images"]),
                                  None if s["labels"] is None else _shard_file(s["labels"]))
                            for s in raw["shards"])
-            classes = None if raw["classes"] is None else tuple(map(str, raw["classes"]))
+            classes = None if raw["classes"] is None else tuple(map(_text, raw["classes"]))
             height, width, channels = map(_count, raw["image_shape"])
-            manifest = cls(str(raw["dataset"]), str(raw["split"]), classes, (height, width, channels),
+            manifest = cls(_text(raw["dataset"]), _text(raw["split"]), classes, (height, width, channels),
                            _count(raw["num_images"]), shards, dict(raw["source"]), _raw_file(raw.get("raw")))
-        except (KeyError, TypeError, ValueError) as error:
+        except (KeyError, TypeError, ValueError, OverflowError) as error:
             raise DataError(f"{path}: damaged manifest ({type(error).__name__}: {error}); "
                             f"prepare the set again") from None
+        if math.prod(manifest.image_shape) > MAX_IMAGE_BYTES:
+            raise DataError(f"{path}: images of {manifest.image_shape} found, expected at most {MAX_IMAGE_BYTES:,} "
+                            f"bytes each")
         manifest._check_raw(path)
         total = sum(shard.count for shard in shards)
         if manifest.raw is not None:
             total += sum(last - first for first, last in manifest.raw.ranges)
         if total != manifest.num_images:
             raise DataError(f"{path}: shards hold {total} images, num_images says {manifest.num_images}")
+        if classes is not None and (len(classes) > MAX_CLASSES or manifest.num_images > MAX_LABELED):
+            raise DataError(f"{path}: {manifest.num_images:,} images of {len(classes):,} classes found, expected at "
+                            f"most {MAX_LABELED:,} of {MAX_CLASSES:,}")
         for shard in shards:
             if (shard.labels is None) != (classes is None):
                 raise DataError(f"{path}: {shard.images.name}: labels and classes do not go together")
@@ -121,7 +131,7 @@ class Manifest:
         if self.shards or self.classes is not None:
             raise DataError(f"{path}: a raw file goes with neither shards nor classes")
         if self.raw.layout not in LAYOUTS:
-            raise DataError(f"{path}: raw layout {self.raw.layout!r} found, expected one of {', '.join(LAYOUTS)}")
+            raise DataError(f"{path}: raw layout {shown(self.raw.layout)} found, expected one of {', '.join(LAYOUTS)}")
         if self.raw.bytes % image_bytes:
             raise DataError(f"{path}: {self.raw.path} of {self.raw.bytes} bytes is no whole number of images of "
                             f"{image_bytes} bytes")
@@ -140,25 +150,33 @@ class Manifest:
         return digest.hexdigest()
 
 
-def _count(value: object) -> int:
-    if not isinstance(value, int) or isinstance(value, bool) or not 1 <= value < 2**48:
-        raise ValueError(f"found {value!r}, expected a positive integer")
+def _count(value: object, least: int = 1) -> int:
+    if not isinstance(value, int) or isinstance(value, bool) or not least <= value < 2**48:
+        raise ValueError(f"found {shown(value)}, expected a {'positive ' * least}integer")
+    return value
+
+
+def _text(value: object) -> str:
+    """Text that may be a file's name: without NUL, and of characters that the file system has."""
+    if not isinstance(value, str) or "\0" in value:
+        raise ValueError(f"found {shown(value)}, expected text")
+    os.fsencode(value)  # raises ValueError
     return value
 
 
 def _raw_file(raw: dict | None) -> RawFile | None:
     if raw is None:
         return None
-    path, ranges = str(raw["path"]), tuple((int(first), int(last)) for first, last in raw["ranges"])
-    if not os.path.isabs(path):
-        raise ValueError(f"raw file {path!r} is not an absolute path")
+    path, ranges = _text(raw["path"]), tuple((_count(first, 0), _count(last, 0)) for first, last in raw["ranges"])
+    if not os.path.isabs(path) or path != os.path.normpath(path):
+        raise ValueError(f"raw file {shown(path)} is not an absolute path without detours")
     if not ranges:
         raise ValueError("no ranges in the raw file")
-    return RawFile(path, _count(raw["bytes"]), str(raw["layout"]), ranges, str(raw["sample_sha256"]))
+    return RawFile(path, _count(raw["bytes"]), _text(raw["layout"]), ranges, _text(raw["sample_sha256"]))
 
 
 def _shard_file(raw: dict) -> ShardFile:
-    name = str(raw["name"])
+    name = _text(raw["name"])
     if name != os.path.basename(name) or name in {"", ".", ".."}:
-        raise ValueError(f"file name {name!r} leaves the set's folder")
-    return ShardFile(name, _count(raw["bytes"]), str(raw["sha256"]))
+        raise ValueError(f"file name {shown(name)} leaves the set's folder")
+    return ShardFile(name, _count(raw["bytes"]), _text(raw["sha256"]))

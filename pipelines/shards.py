@@ -15,14 +15,14 @@ from collections.abc import Callable, Iterator, Sequence
 from functools import cached_property
 from itertools import pairwise
 from pathlib import Path
-from tokenize import TokenError
 from typing import Protocol
 
 import numpy as np
 
 from pipelines.commit import OLD, PARTIAL
-from pipelines.errors import DataError
-from pipelines.manifest import JOURNAL, MANIFEST, Manifest, ShardFile
+from pipelines.errors import DataError, shown
+from pipelines.files import open_regular, read_npy_header
+from pipelines.manifest import JOURNAL, MANIFEST, MAX_BYTES, Manifest, ShardFile
 from pipelines.sampling import evenly_spread
 
 LABEL_DTYPE = np.dtype("<i4")
@@ -100,7 +100,7 @@ class Extents:
                     if descriptor >= 0:
                         os.close(descriptor)
                     opened, descriptor = None, -1
-                    opened, descriptor = path, os.open(path, os.O_RDONLY)
+                    opened, descriptor = path, os.open(path, os.O_RDONLY | os.O_NONBLOCK)  # a pipe's end is no wait
                     self.check_unchanged(path, os.fstat(descriptor))
                 view, offset = memoryview(out[first:last].reshape(-1)), int(offsets[first])
                 while view:
@@ -152,7 +152,8 @@ class ShardSet:
             raise DataError(f"{self.path}: its conversion was interrupted while its sets were put in place; the same "
                             f"python -m tools.prepare finishes it")
         try:
-            text = manifest.read_text()
+            with open_regular(manifest, MAX_BYTES) as file:
+                text = file.read().decode()
         except (FileNotFoundError, NotADirectoryError):
             raise DataError(f"{self.path}: no shard set here ({MANIFEST} not found); "
                             f"python -m tools.prepare makes one") from None
@@ -209,11 +210,16 @@ class ShardSet:
         files = [(self.path / file.name, file.bytes) for file in self._files()]
         if self.manifest.raw is not None:
             files.append((Path(self.manifest.raw.path), self.manifest.raw.bytes))
+        folder = self.path.resolve()
         for path, expected in files:
             try:
                 stat = path.stat()
             except FileNotFoundError:
                 raise DataError(f"{path}: missing; prepare the set again") from None
+            except OSError as error:
+                raise DataError(f"{path}: {error.strerror}; prepare the set again") from None
+            if path.parent == self.path and path.is_symlink() and path.resolve().parent != folder:
+                raise DataError(f"{path}: a link that leaves the set's folder; prepare the set again")
             if stat.st_size != expected:
                 raise DataError(f"{path}: {stat.st_size} bytes found, {expected} expected; prepare the set again")
             self._extents.check_unchanged(path, stat)
@@ -288,9 +294,10 @@ class Subset:
 def load_array(path: Path, dtype: np.dtype | type, shape: tuple[int, ...]) -> np.ndarray:
     """Open a .npy file (memory-mapped) that must hold exactly this type and shape; DataError otherwise."""
     try:
-        array = np.load(path, mmap_mode="r", allow_pickle=False)
-    except (ValueError, EOFError, OSError, SyntaxError, TokenError) as error:  # NumPy parses headers as Python
+        with open_regular(path) as file:
+            found, fortran, found_dtype, header = read_npy_header(file)
+            if found_dtype != dtype or found != shape:
+                raise DataError(f"{path}: {found_dtype} {shown(found)} found, {np.dtype(dtype)} {shape} expected")
+            return np.memmap(file, dtype, "r", header, shape, "F" if fortran else "C")
+    except (ValueError, OSError) as error:
         raise DataError(f"{path}: not a readable .npy file ({error})") from None
-    if array.dtype != dtype or array.shape != shape:
-        raise DataError(f"{path}: {array.dtype} {array.shape} found, {np.dtype(dtype)} {shape} expected")
-    return array

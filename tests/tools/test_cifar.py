@@ -208,7 +208,7 @@ def test_wrong_folder_and_no_file(command, tmp_path):
     assert "cifar-10-batches-py" in refused(command, tmp_path / "empty", tmp_path)
     assert "not found" in refused(command, tmp_path / "nowhere", tmp_path)
     (tmp_path / "file").write_bytes(b"neither tar nor anything")
-    assert "not a readable folder or tar archive" in refused(command, tmp_path / "file", tmp_path)
+    assert "not a readable tar archive" in refused(command, tmp_path / "file", tmp_path)
 
 
 def test_truncated_archive(pickles, command, tmp_path):

@@ -182,7 +182,7 @@ def test_force_leaves_no_split_of_another_source(labeled, tmp_path, command):
 def test_whatever_pillow_raises_names_the_file(tmp_path, monkeypatch, error):
     save(tmp_path / "x.png", random_images(1, 16)[0])
 
-    def fail(image):
+    def fail(image, **options):
         raise error("inside Pillow")
     monkeypatch.setattr("PIL.ImageOps.exif_transpose", fail)
     with pytest.raises(DataError, match=r"x\.png: unreadable image \(inside Pillow\)"):

@@ -1,27 +1,29 @@
 """NumPy arrays: an .npz, a folder of .npy files, or one .npy of unlabeled images; read piece by piece."""
 
 import math
+import os
 import zipfile
-import zlib
 from collections.abc import Callable
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from tokenize import TokenError
 from typing import BinaryIO
 
 import numpy as np
 from PIL import Image
 
-from pipelines.errors import DataError, UsageError
+from pipelines.errors import DataError, UsageError, shown
+from pipelines.files import open_regular, read_npy_header
+from pipelines.manifest import MAX_CLASSES, MAX_LABELED
 from tools.sources import Batches, Source, Split
-from tools.sources.images import RESIZED, TEST_NAMES, to_square
+from tools.sources.images import MAX_PIXELS, RESIZED, TEST_NAMES, to_square
 
-CHUNK = 1024  # images at a time
+CHUNK = 1024  # images at a time, or fewer where they are large
+CHUNK_BYTES = 2**26
+LABELS = 2**16  # at a time
+DEFLATE = 1032  # to one is the most that zip files compress
 CHANNELS = (1, 3, 4)  # gray, RGB, RGB with transparency
 PATTERNS = (("{}_images", "{}_labels"), ("x_{}", "y_{}"), ("{}_x", "{}_y"))  # MedMNIST, Keras, and the obvious third
-# What damage makes a zip file and NumPy's header, which is parsed as Python, raise.
-DAMAGE = (ValueError, EOFError, zipfile.BadZipFile, zlib.error, RuntimeError, SyntaxError, TokenError)
 PLAIN = (("images", "labels"), ("x", "y"))  # one set, for training
 
 
@@ -38,8 +40,8 @@ class Array:
         """Bytes of what ``open`` gave; DataError where the file is damaged."""
         try:
             return stream.read(size)
-        except DAMAGE as error:
-            raise DataError(f"{self.where}: damaged ({error})") from None
+        except Exception as error:  # a damaged zip file may raise anything
+            raise DataError(f"{self.where}: damaged ({error or type(error).__name__})") from None
 
 
 def read(path: Path, size: int | None = None) -> Source:
@@ -57,6 +59,7 @@ def read(path: Path, size: int | None = None) -> Source:
     arrays = _find(path)
     names = _sets(arrays, path)
     images = {split: arrays[image] for split, (image, _) in names.items()}
+    shapes = {_height_width(array) for array in images.values()}
     labels = {split: _labels(arrays[label], images[split]) for split, (_, label) in names.items() if label}
     classes = None
     if "train" in labels:
@@ -67,7 +70,6 @@ def read(path: Path, size: int | None = None) -> Source:
                 raise DataError(f"{arrays[names[split][1]].where}: class {values.max()} found, train has 0 to "
                                 f"{count - 1}")
     if size is None:
-        shapes = {_height_width(array) for array in images.values()}
         size = next(iter(shapes))[0]
         if shapes != {(size, size)}:
             raise UsageError(f"--size: needed, since the images are {' and '.join(f'{h}×{w}' for h, w in shapes)}; "
@@ -81,44 +83,60 @@ def _find(path: Path) -> dict[str, Array]:
     """The arrays at ``path`` by name, headers read."""
     try:
         if path.suffix == ".npz":
-            with zipfile.ZipFile(path) as archive:
-                members = [name for name in archive.namelist() if name.endswith(".npy")]
+            with open_regular(path) as file, zipfile.ZipFile(file) as archive:
+                members = [member for member in archive.infolist() if member.filename.endswith(".npy")]
 
-            def opener(member: str) -> Callable:
+            def opener(member: zipfile.ZipInfo) -> Callable:
                 @contextmanager
                 def opened():
-                    with zipfile.ZipFile(path) as archive, archive.open(member) as stream:
+                    with open_regular(path) as file, zipfile.ZipFile(file) as archive, archive.open(member) as stream:
                         yield stream
                 return opened
-            return {name[:-4]: _array(f"{path}:{name}", opener(name)) for name in members}
+            return {member.filename[:-4]: _array(f"{path}:{member.filename}", opener(member), _unpacked(member, path))
+                    for member in members}
         files = sorted(path.glob("*.npy")) if path.is_dir() else [path]
-        return {file.stem if path.is_dir() else "images": _array(str(file), lambda file=file: open(file, "rb"))
-                for file in files}
+        return {file.stem if path.is_dir() else "images":
+                _array(str(file), lambda file=file: open_regular(file), os.path.getsize(file)) for file in files}
     except FileNotFoundError:
         raise DataError(f"{path}: not found; --source is an .npz, an .npy or a folder of .npy files") from None
-    except (zipfile.BadZipFile, NotImplementedError, OSError) as error:
-        raise DataError(f"{path}: not a readable .npz or .npy ({error})") from None
+    except DataError:
+        raise
+    except Exception as error:  # a damaged zip file may raise anything
+        raise DataError(f"{path}: not a readable .npz or .npy ({error or type(error).__name__})") from None
 
 
-def _array(where: str, opened: Callable) -> Array:
-    formats = np.lib.format
+def _unpacked(member: zipfile.ZipInfo, path: Path) -> int:
+    """Bytes of a zip file's member, as it says; DataError where no so short one has them, or NumPy does not pack so."""
+    if member.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
+        raise DataError(f"{path}:{member.filename}: compressed by method {member.compress_type}, expected none or "
+                        f"deflate")
+    if member.file_size > DEFLATE * min(member.compress_size, os.path.getsize(path)):
+        raise DataError(f"{path}:{member.filename}: {member.file_size:,} bytes in {member.compress_size:,} found, more "
+                        f"than deflate can hold")
+    return member.file_size
 
-    def header(stream) -> tuple:
-        version = formats.read_magic(stream)
-        return (formats.read_array_header_1_0 if version == (1, 0) else formats.read_array_header_2_0)(stream)
+
+def _array(where: str, opened: Callable, size: int) -> Array:
+    """Read an array's header, and compare it with the ``size`` of its file in bytes."""
+    try:
+        with opened() as stream:
+            shape, fortran, dtype, start = read_npy_header(stream)
+    except (DataError, FileNotFoundError):
+        raise
+    except Exception as error:  # a damaged zip file may raise anything
+        raise DataError(f"{where}: not a readable NumPy array ({error or type(error).__name__})") from None
+    if fortran and len(shape) > 1:
+        raise DataError(f"{where}: in Fortran order; save it again by np.ascontiguousarray")
+    if not dtype.hasobject and dtype.itemsize * math.prod(shape) > size - start:
+        count = dtype.itemsize * math.prod(shape[1:])
+        raise DataError(f"{where}: ends early, at image {(size - start) // count:,} of {shown(shape[0])}" if shape else
+                        f"{where}: ends early")
 
     @contextmanager
     def past_header():
         with opened() as stream:
-            header(stream)
+            stream.read(start)
             yield stream
-    try:
-        with opened() as stream:
-            shape, fortran, dtype = header(stream)
-    except DAMAGE as error:
-        raise DataError(f"{where}: not a readable NumPy array ({error})") from None
-    if fortran and len(shape) > 1:
-        raise DataError(f"{where}: in Fortran order; save it again by np.ascontiguousarray")
     return Array(where, shape, dtype, past_header)
 
 
@@ -147,37 +165,51 @@ def _height_width(array: Array) -> tuple[int, int]:
     """Of (N,H,W), (N,H,W,C) or (N,C,H,W) in uint8; DataError for anything else."""
     shape = array.shape
     if array.dtype == np.uint8 and min(shape, default=0) > 0:
+        found = None
         if len(shape) == 3 or (len(shape) == 4 and shape[3] in CHANNELS):
-            return shape[1:3]
-        if len(shape) == 4 and shape[1] in CHANNELS:
-            return shape[2:4]
-    raise DataError(f"{array.where}: {array.dtype} {shape} found, expected uint8 images (N, H, W), (N, H, W, C) or "
-                    f"(N, C, H, W)")
+            found = shape[1:3]
+        elif len(shape) == 4 and shape[1] in CHANNELS:
+            found = shape[2:4]
+        if found and math.prod(found) > MAX_PIXELS:
+            raise DataError(f"{array.where}: images of {found[0]}×{found[1]} found, expected at most {MAX_PIXELS:,} "
+                            f"pixels")
+        if found:
+            return found
+    raise DataError(f"{array.where}: {array.dtype} {shown(shape)} found, expected uint8 images (N, H, W), "
+                    f"(N, H, W, C) or (N, C, H, W)")
 
 
 def _labels(array: Array, images: Array) -> np.ndarray:
-    """Class numbers (N,), whole: four bytes an image for the time of the conversion."""
+    """Class numbers (N,), int32: four bytes an image for the time of the conversion."""
     count = images.shape[0] if images.shape else 0
     if array.dtype.kind not in "iu" or array.shape not in ((count,), (count, 1)):
-        raise DataError(f"{array.where}: {array.dtype} {array.shape} found, expected integers {(count,)}")
+        raise DataError(f"{array.where}: {array.dtype} {shown(array.shape)} found, expected integers {(count,)}")
+    if not 0 < count <= MAX_LABELED:
+        raise DataError(f"{array.where}: {count:,} labels found, expected 1 to {MAX_LABELED:,}")
+    labels = np.empty(count, np.int32)
     with array.open() as stream:
-        content = array.read(stream, count * array.dtype.itemsize)
-    if len(content) != count * array.dtype.itemsize:
-        raise DataError(f"{array.where}: ends early")
-    labels = np.frombuffer(content, array.dtype)
-    if count == 0 or labels.min() < 0 or labels.max() >= 2**20:
-        raise DataError(f"{array.where}: expected class numbers from 0")
-    return labels.astype(np.int32)
+        for first in range(0, count, LABELS):
+            part = labels[first:first + LABELS]
+            content = array.read(stream, len(part) * array.dtype.itemsize)
+            if len(content) != len(part) * array.dtype.itemsize:
+                raise DataError(f"{array.where}: ends early")
+            values = np.frombuffer(content, array.dtype)
+            if values.min() < 0 or values.max() >= MAX_CLASSES:
+                wrong = values[(values < 0) | (values >= MAX_CLASSES)][0]
+                raise DataError(f"{array.where}: {wrong} found, expected class numbers from 0 to {MAX_CLASSES - 1:,}")
+            part[:] = values
+    return labels
 
 
 def _batches(array: Array, labels: np.ndarray | None, size: int) -> Callable[[], Batches]:
     image_bytes = math.prod(array.shape[1:])
     channels_first = len(array.shape) == 4 and array.shape[3] not in CHANNELS
+    chunk = max(1, min(CHUNK, CHUNK_BYTES // image_bytes))
 
     def batches() -> Batches:
         with array.open() as stream:
-            for first in range(0, array.shape[0], CHUNK):
-                count = min(CHUNK, array.shape[0] - first)
+            for first in range(0, array.shape[0], chunk):
+                count = min(chunk, array.shape[0] - first)
                 content = array.read(stream, count * image_bytes)
                 if len(content) != count * image_bytes:
                     raise DataError(f"{array.where}: ends early, at image {first + len(content) // image_bytes:,} of "

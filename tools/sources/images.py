@@ -2,9 +2,11 @@
 
 import io
 import os
+import threading
+import warnings
 from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from itertools import islice
+from contextlib import nullcontext
 from pathlib import Path
 from typing import NamedTuple
 
@@ -12,13 +14,21 @@ import numpy as np
 from PIL import Image, ImageOps
 
 from pipelines.errors import DataError
+from pipelines.files import open_regular
 from tools.sources import Batches
 
 EXTENSIONS = frozenset({".png", ".jpg", ".jpeg", ".bmp", ".gif", ".webp", ".tif", ".tiff", ".ppm", ".pgm"})
 TEST_NAMES = ("test", "val", "valid", "validation")  # what a folder or file of test images is called, by preference
+FORMATS = ("PNG", "JPEG", "BMP", "GIF", "WEBP", "TIFF", "PPM")  # of those; Pillow has others that start programs
 DEFAULT_SIZE = 32
-CHUNK = 256  # images decoded at a time
+CHUNK = 256  # images decoded at a time, or fewer where their files take
+CHUNK_BYTES = 2**26
+MAX_FILE_BYTES = 2**28
+MAX_PIXELS = Image.MAX_IMAGE_PIXELS  # 89 million: above it Pillow suspects a bomb, warns, and decodes all the same
+MANY_PIXELS = 2**24  # of an image for which the others wait
+LARGE = threading.Lock()
 RESIZED = "centre square, {0}×{0}, bicubic with antialiasing"
+warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # ``load_image`` refuses, in one line
 
 
 class Item(NamedTuple):
@@ -33,24 +43,42 @@ def decoded(items: Iterable[Item], size: int) -> Batches:
     """Decode images chunk by chunk, several at once: uint8 (n, size, size, 3), and labels (n,) or None."""
     items = iter(items)
     with ThreadPoolExecutor(len(os.sched_getaffinity(0))) as pool:  # Pillow decodes outside Python's lock
-        while chunk := list(islice(items, CHUNK)):
+        while chunk := _chunk(items):
             images = np.stack(list(pool.map(lambda item: load_image(item.file, size, item.where), chunk)))
             labels = None if chunk[0].label is None else np.array([item.label for item in chunk])
             yield images, labels
+
+
+def _chunk(items: Iterator[Item]) -> list[Item]:
+    chunk, held = [], 0
+    while len(chunk) < CHUNK and held < CHUNK_BYTES and (item := next(items, None)):
+        chunk.append(item)
+        held += len(item.file) if isinstance(item.file, bytes) else 0
+    return chunk
 
 
 def load_image(file: Path | bytes, size: int, where: str | None = None) -> np.ndarray:
     """Decode one image to uint8 (size, size, 3): upright by EXIF, its centre square, resized with antialiasing.
 
     An image of the right size keeps its pixels. Gray becomes RGB; transparent pixels are shown on white.
-    Raises DataError naming the file where it cannot be decoded.
+    Raises DataError naming the file where it cannot be decoded, or before it is where it says it has more than
+    ``MAX_PIXELS``.
     """
     try:
-        with Image.open(io.BytesIO(file) if isinstance(file, bytes) else file) as image:
-            image.draft("RGB", (2 * size, 2 * size))  # lets JPEG decode at a fraction; a no-op elsewhere
-            return to_square(ImageOps.exif_transpose(image), size)
+        with (io.BytesIO(file) if isinstance(file, bytes) else open_regular(file, MAX_FILE_BYTES)) as stream, \
+                Image.open(stream, formats=FORMATS) as image:
+            pixels = image.width * image.height
+            if pixels > MAX_PIXELS:
+                raise DataError(f"{where or file}: an image of {image.width}×{image.height} found, expected at most "
+                                f"{MAX_PIXELS:,} pixels")
+            with LARGE if pixels > MANY_PIXELS else nullcontext():
+                image.draft("RGB", (2 * size, 2 * size))  # lets JPEG decode at a fraction; a no-op elsewhere
+                ImageOps.exif_transpose(image, in_place=True)
+                return to_square(image, size)
+    except DataError:
+        raise
     except Exception as error:  # a damaged file may have Pillow raise anything
-        raise DataError(f"{where or file}: unreadable image ({error})") from None
+        raise DataError(f"{where or file}: unreadable image ({error or type(error).__name__})") from None
 
 
 def to_square(image: Image.Image, size: int) -> np.ndarray:

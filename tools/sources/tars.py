@@ -1,14 +1,75 @@
-"""Tar archives that may be damaged: what reading them may raise, and whether they were read to their true end."""
+"""Tar archives that may be damaged or hostile: their members one by one, to their true end."""
 
-import lzma
 import tarfile
-import zlib
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
 
-READ_ERRORS = (tarfile.TarError, EOFError, OSError, zlib.error, lzma.LZMAError)
+from pipelines.errors import DataError, shown
+from pipelines.files import open_regular
+
+MAX_EXTENSION_BYTES = 2**14  # of a header's extension (a long name, pax records), which tarfile reads whole
+EXTENSIONS = (tarfile.GNUTYPE_LONGNAME, tarfile.GNUTYPE_LONGLINK, tarfile.XHDTYPE, tarfile.XGLTYPE,
+              tarfile.SOLARIS_XHDTYPE)
+
+
+class Hostile(tarfile.TarError):
+    """A header that no archive of a data set has."""
+
+
+class Header(tarfile.TarInfo):
+    """A header whose own claims are checked before ``tarfile`` takes memory for them."""
+
+    @classmethod
+    def frombuf(cls, buf: bytes, encoding: str, errors: str) -> "Header":
+        """Raises Hostile for a size below 0, a long extension, and sparse files, which few bytes make large."""
+        header = super().frombuf(buf, encoding, errors)
+        if header.size < 0 or (header.type in EXTENSIONS and header.size > MAX_EXTENSION_BYTES):
+            raise Hostile(f"a header of {header.size:,} bytes found, expected at most {MAX_EXTENSION_BYTES:,}")
+        if header.type == tarfile.GNUTYPE_SPARSE:
+            raise Hostile(f"{shown(header.name)} is a sparse file, expected plain ones")
+        return header
+
+    def _proc_gnusparse_10(self, *args) -> None:  # of the standard library: reads a map of any length
+        raise Hostile("a sparse file found, expected plain ones")
+
+
+@contextmanager
+def opened(path: Path) -> Iterator[tarfile.TarFile]:
+    """Open a tar, compressed or not; DataError naming it for whatever is wrong with it, also while it is read."""
+    try:
+        with open_regular(path) as file, tarfile.open(fileobj=file, tarinfo=Header) as archive:
+            yield archive
+    except DataError:
+        raise
+    except Exception as error:  # a damaged archive may have tarfile raise anything
+        raise DataError(f"{path}: not a readable tar archive ({error or type(error).__name__})") from None
+
+
+def members(archive: tarfile.TarFile, path: Path) -> Iterator[tarfile.TarInfo]:
+    """The files in an archive, in order; nothing is held of those behind. DataError for what is no file or folder.
+
+    Nothing is ever extracted; a name that leads out of the archive is refused all the same, as are links and devices,
+    rather than leaving out a sample.
+    """
+    end = -1
+    for member in archive:
+        archive.members, archive.pax_headers = [], {}  # it would keep all of them
+        if archive.offset <= end or member.size < 0:
+            raise DataError(f"{path}: {shown(member.name)} has a size that leads backwards")
+        end = archive.offset
+        if member.name.startswith("/") or ".." in member.name.split("/"):
+            raise DataError(f"{path}: {shown(member.name)} leads out of the archive")
+        if member.isfile() and not member.issparse():
+            yield member
+        elif not member.isdir():
+            raise DataError(f"{path}: {shown(member.name)} is a link, a device or a sparse file, expected plain files")
+    check_end(archive)
 
 
 def check_end(archive: tarfile.TarFile) -> None:
-    """After the last member: raise one of READ_ERRORS where an archive is cut off or its checksum is wrong.
+    """After the last member: raise EOFError, or what the decompressor raises, where an archive is cut off or its
+    checksum is wrong.
 
     ``tarfile`` stops quietly at both: at a header that is not whole, and before a gzip file's checksum.
     """
@@ -17,3 +78,10 @@ def check_end(archive: tarfile.TarFile) -> None:
         raise EOFError("ends early, without the mark of a tar's end; copy or download it again")
     while archive.fileobj.read(2**20):
         pass
+
+
+def content(archive: tarfile.TarFile, member: tarfile.TarInfo, where: str, limit: int) -> bytes:
+    """A member's bytes, at most ``limit``; DataError naming ``where`` for more."""
+    if member.size > limit:
+        raise DataError(f"{where}: {member.size:,} bytes found, expected at most {limit:,}")
+    return archive.extractfile(member).read()

@@ -8,10 +8,11 @@ from pathlib import Path
 
 import numpy as np
 
-from pipelines.errors import DataError, UsageError
+from pipelines.errors import DataError, UsageError, shown
+from pipelines.files import open_regular
 from pipelines.shards import Extents
 from tools.sources import InPlace, Source, Split
-from tools.sources.pickles import load_dict
+from tools.sources.pickles import MAX_FILE_BYTES, load_dict
 
 IMAGE_SHAPE = (32, 32, 3)
 IMAGE_BYTES = 32 * 32 * 3
@@ -80,17 +81,17 @@ def read(path: Path, extra: str, index: Path | None = None) -> Source:
 def read_index(path: Path, total: int, images: Path) -> dict[str, tuple[int, int]]:
     """Each word's images as [first, last); raises DataError where one points past the ``total`` there are."""
     try:
-        with open(path, "rb") as stream:
+        with open_regular(path, MAX_FILE_BYTES) as stream:
             words = load_dict(str(path), stream, "Tiny Images index")
     except OSError:
         raise DataError(f"{path}: not found; --index is tiny_index.pkl") from None
     for word, ends in words.items():
         if not (isinstance(word, str) and isinstance(ends, tuple) and len(ends) == 2
                 and all(isinstance(end, int) for end in ends) and 0 <= ends[0] <= ends[1]):
-            raise DataError(f"{path}: {word!r}: {ends!r} found, expected a word and its range (first, last)")
+            raise DataError(f"{path}: {shown(word)}: {shown(ends)} found, expected a word and its range (first, last)")
         if ends[1] > total:
-            raise DataError(f"{path}: {word!r} ends at image {ends[1]:,}, {images} has {total:,}; they do not belong "
-                            f"together")
+            raise DataError(f"{path}: {shown(word)} ends at image {shown(ends[1])}, {images} has {total:,}; they "
+                            f"do not belong together")
     return words
 
 

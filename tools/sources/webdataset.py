@@ -1,17 +1,17 @@
 """WebDataset tars: in each sample an image and, where there are labels, a ``cls`` file with its class number."""
 
 import re
-import tarfile
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from pipelines.errors import DataError
+from pipelines.errors import DataError, shown
+from pipelines.manifest import MAX_CLASSES
 from tools.sources import Source, Split
-from tools.sources.images import EXTENSIONS, RESIZED, TEST_NAMES, Item, decoded
-from tools.sources.tars import READ_ERRORS, check_end
+from tools.sources.images import EXTENSIONS, MAX_FILE_BYTES, RESIZED, TEST_NAMES, Item, decoded
+from tools.sources.tars import content, members, opened
 
-MAX_MEMBER_BYTES = 2**28
+MAX_LABEL_BYTES = 32
 SUFFIXES = (".tar", ".tar.gz", ".tgz")
 
 
@@ -89,28 +89,22 @@ def _samples(files: list[Path], images: bool) -> Iterator[tuple[str, Item]]:
     Without ``images``, contents of images are left out, and what lies between headers is skipped.
     """
     for file in files:
-        try:
-            with tarfile.open(file) as archive:
-                key, image, label = None, None, None
-                for member in archive:
-                    archive.members = []  # it would keep all of them
-                    if not member.isfile():
-                        continue
-                    folder, _, name = member.name.rpartition("/")
-                    stem, _, extension = name.partition(".")  # ``x.mask.png`` is no image of sample x, but a mask
-                    if (folder, stem) != key:
-                        if key is not None:
-                            yield _sample(file, key, image, label)
-                        key, image, label = (folder, stem), None, None
-                    if f".{extension.lower()}" in EXTENSIONS:
-                        image = _content(archive, member, file) if images else b""
-                    elif extension == "cls":
-                        label = _label(_content(archive, member, file), f"{file}:{member.name}")
-                if key is not None:
-                    yield _sample(file, key, image, label)
-                check_end(archive)
-        except READ_ERRORS as error:
-            raise DataError(f"{file}: not a readable tar ({error})") from None
+        with opened(file) as archive:
+            key, image, label = None, None, None
+            for member in members(archive, file):
+                folder, _, name = member.name.rpartition("/")
+                stem, _, extension = name.partition(".")  # ``x.mask.png`` is no image of sample x, but a mask
+                if (folder, stem) != key:
+                    if key is not None:
+                        yield _sample(file, key, image, label)
+                    key, image, label = (folder, stem), None, None
+                where = f"{file}:{member.name}"
+                if f".{extension.lower()}" in EXTENSIONS:
+                    image = content(archive, member, where, MAX_FILE_BYTES) if images else b""
+                elif extension == "cls":
+                    label = _label(content(archive, member, where, MAX_LABEL_BYTES), where)
+            if key is not None:
+                yield _sample(file, key, image, label)
 
 
 def _sample(file: Path, key: tuple[str, str], image: bytes | None, label: int | None) -> tuple[str, Item]:
@@ -120,14 +114,8 @@ def _sample(file: Path, key: tuple[str, str], image: bytes | None, label: int | 
     return where, Item(where, image, label)
 
 
-def _content(archive: tarfile.TarFile, member: tarfile.TarInfo, file: Path) -> bytes:
-    if member.size > MAX_MEMBER_BYTES:
-        raise DataError(f"{file}:{member.name}: {member.size:,} bytes, more than an image here may have")
-    return archive.extractfile(member).read()
-
-
 def _label(content: bytes, where: str) -> int:
-    text = content[:32].decode("ascii", "replace").strip()
-    if not text.isdecimal() or int(text) >= 2**20:
-        raise DataError(f"{where}: {text!r} found, expected a class number")
+    text = content.decode("ascii", "replace").strip()
+    if not text.isdecimal() or int(text) >= MAX_CLASSES:
+        raise DataError(f"{where}: {shown(text)} found, expected a class number")
     return int(text)
