@@ -62,7 +62,12 @@ def shown(value: object, nested: bool = True) -> str:
         return repr(value)
     if isinstance(value, tuple | list) and len(value) <= 4 and nested:
         return f"({', '.join(shown(part, False) for part in value)})"
-    return f"a {type(value).__name__}"
+    return f"an integer of {value.bit_length():,} bits" if isinstance(value, int) else f"a {type(value).__name__}"
+
+
+def reason(error: Exception) -> str:
+    """What a library's exception says, or its kind where it says nothing."""
+    return str(error) or ("ends early" if isinstance(error, EOFError) else type(error).__name__)
 
 
 def positive_int(text: str) -> int:

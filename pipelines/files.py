@@ -13,7 +13,7 @@ from typing import BinaryIO
 
 import numpy as np
 
-from pipelines.errors import DataError, UsageError, shown
+from pipelines.errors import DataError, UsageError, reason, shown
 
 NO_LOCKS = {errno.ENOLCK, errno.EOPNOTSUPP, errno.EINVAL, errno.EBADF, errno.ENOSYS}  # of some network file systems
 MAX_NPY_HEADER = 2**14  # bytes; NumPy itself refuses more than 10,000 characters, but reads them first
@@ -124,7 +124,7 @@ def read_npy_header(stream: BinaryIO) -> tuple[tuple[int, ...], bool, np.dtype, 
         read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
         shape, fortran, dtype = read(start)
     except Exception as error:  # NumPy parses headers as Python: a damaged one may raise anything
-        raise ValueError(str(error) or type(error).__name__) from None
+        raise ValueError(reason(error)) from None
     if not all(type(length) is int and 0 <= length < 2**48 for length in shape):
         raise ValueError(f"shape {shown(shape)} found, which no array has")
     return shape, fortran, dtype, start.tell()

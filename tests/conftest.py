@@ -1,8 +1,12 @@
 """Shared fixtures: small shard sets of random images, and real CIFAR-10 in its users' layouts."""
 
 import importlib.util
+import re
+import resource
+import signal
 import subprocess
 import sys
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -86,3 +90,39 @@ def command(capsys):
         captured = capsys.readouterr()
         return status, captured.out, captured.err
     return call
+
+
+class TooLong(BaseException):
+    """Not an Exception, lest the product take it for damage in a file."""
+
+
+@pytest.fixture
+def frugal():
+    """A context in which memory may grow by ``mb``, at its peak, and at most ten seconds pass.
+
+    The address space is limited meanwhile, so that what is not refused fails, and not the machine.
+    """
+    def status(field: str) -> int:
+        return int(re.search(rf"{field}:\s+(\d+) kB", Path("/proc/self/status").read_text())[1]) * 1024
+
+    @contextmanager
+    def context(mb: int = 64):
+        try:
+            Path("/proc/self/clear_refs").write_text("5")  # forgets the peak so far
+        except OSError as error:
+            pytest.skip(f"needs to reset the peak of its memory: {error}")
+
+        def stop(*_):
+            raise TooLong
+        before, limits, handler = status("VmRSS"), resource.getrlimit(resource.RLIMIT_AS), \
+            signal.signal(signal.SIGALRM, stop)
+        resource.setrlimit(resource.RLIMIT_AS, (status("VmSize") + 4 * 2**30, limits[1]))
+        signal.setitimer(signal.ITIMER_REAL, 10)
+        try:
+            yield
+        finally:
+            signal.setitimer(signal.ITIMER_REAL, 0)
+            signal.signal(signal.SIGALRM, handler)
+            resource.setrlimit(resource.RLIMIT_AS, limits)
+        assert (status("VmHWM") - before) / 2**20 < mb
+    return context

@@ -12,7 +12,7 @@ from typing import BinaryIO
 import numpy as np
 from PIL import Image
 
-from pipelines.errors import DataError, UsageError, shown
+from pipelines.errors import DataError, UsageError, reason, shown
 from pipelines.files import open_regular, read_npy_header
 from pipelines.manifest import MAX_CLASSES, MAX_LABELED
 from tools.sources import Batches, Source, Split
@@ -41,7 +41,7 @@ class Array:
         try:
             return stream.read(size)
         except Exception as error:  # a damaged zip file may raise anything
-            raise DataError(f"{self.where}: damaged ({error or type(error).__name__})") from None
+            raise DataError(f"{self.where}: damaged ({reason(error)})") from None
 
 
 def read(path: Path, size: int | None = None) -> Source:
@@ -102,7 +102,7 @@ def _find(path: Path) -> dict[str, Array]:
     except DataError:
         raise
     except Exception as error:  # a damaged zip file may raise anything
-        raise DataError(f"{path}: not a readable .npz or .npy ({error or type(error).__name__})") from None
+        raise DataError(f"{path}: not a readable .npz or .npy ({reason(error)})") from None
 
 
 def _unpacked(member: zipfile.ZipInfo, path: Path) -> int:
@@ -124,7 +124,7 @@ def _array(where: str, opened: Callable, size: int) -> Array:
     except (DataError, FileNotFoundError):
         raise
     except Exception as error:  # a damaged zip file may raise anything
-        raise DataError(f"{where}: not a readable NumPy array ({error or type(error).__name__})") from None
+        raise DataError(f"{where}: not a readable NumPy array ({reason(error)})") from None
     if fortran and len(shape) > 1:
         raise DataError(f"{where}: in Fortran order; save it again by np.ascontiguousarray")
     if not dtype.hasobject and dtype.itemsize * math.prod(shape) > size - start:

@@ -13,7 +13,7 @@ from typing import NamedTuple
 import numpy as np
 from PIL import Image, ImageOps
 
-from pipelines.errors import DataError
+from pipelines.errors import DataError, reason
 from pipelines.files import open_regular
 from tools.sources import Batches
 
@@ -78,7 +78,7 @@ def load_image(file: Path | bytes, size: int, where: str | None = None) -> np.nd
     except DataError:
         raise
     except Exception as error:  # a damaged file may have Pillow raise anything
-        raise DataError(f"{where or file}: unreadable image ({error or type(error).__name__})") from None
+        raise DataError(f"{where or file}: unreadable image ({reason(error)})") from None
 
 
 def to_square(image: Image.Image, size: int) -> np.ndarray:

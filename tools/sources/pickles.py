@@ -9,7 +9,7 @@ from typing import BinaryIO
 
 import numpy as np
 
-from pipelines.errors import DataError, shown
+from pipelines.errors import DataError, reason, shown
 
 MAX_FILE_BYTES = 2**28  # the largest real one, CIFAR-100's training file, has 155 MB
 MAX_STEPS = 2**21  # opcodes of a pickle; the index of Tiny Images has 0.5 million. A step can take 100 bytes
@@ -145,7 +145,7 @@ def load_dict(where: str, stream: BinaryIO, kind: str) -> dict:
     try:
         content = PlainUnpickler(content).load()
     except Exception as error:  # a damaged pickle may raise anything
-        raise DataError(f"{where}: not a readable {kind} pickle ({error or type(error).__name__})") from None
+        raise DataError(f"{where}: not a readable {kind} pickle ({reason(error)})") from None
     if not isinstance(content, dict):
         raise DataError(f"{where}: a pickled {type(content).__name__} found, a dictionary expected")
     return {as_text(key): value.pixels if isinstance(value, Array) else value for key, value in content.items()}

@@ -5,7 +5,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from pipelines.errors import DataError, shown
+from pipelines.errors import DataError, reason, shown
 from pipelines.files import open_regular
 
 MAX_EXTENSION_BYTES = 2**14  # of a header's extension (a long name, pax records), which tarfile reads whole
@@ -43,7 +43,7 @@ def opened(path: Path) -> Iterator[tarfile.TarFile]:
     except DataError:
         raise
     except Exception as error:  # a damaged archive may have tarfile raise anything
-        raise DataError(f"{path}: not a readable tar archive ({error or type(error).__name__})") from None
+        raise DataError(f"{path}: not a readable tar archive ({reason(error)})") from None
 
 
 def members(archive: tarfile.TarFile, path: Path) -> Iterator[tarfile.TarInfo]:

@@ -1,0 +1,132 @@
+"""Pickles that want to run something, or to take memory or time: refused in one line, for none of it."""
+
+import io
+import pickle
+import struct
+
+import numpy as np
+import pytest
+
+from pipelines.errors import DataError
+from tools.sources import tiny_images
+from tools.sources.pickles import load_dict
+
+COMMAND = "touch ran"
+ARRAY = b"cnumpy.core.multiarray\n_reconstruct\n(cnumpy\nndarray\nK\x00\x85U\x01btR"
+DTYPE = b"cnumpy\ndtype\n(U\x02u1K\x00K\x01tR"
+
+
+def text(value: str) -> bytes:
+    return b"X" + struct.pack("<I", len(value)) + value.encode()
+
+
+def state(shape: bytes, dtype: bytes = DTYPE, content: bytes = b"U\x02ab") -> bytes:
+    """A dictionary with an array that gets this state."""
+    return b"}U\x04data" + ARRAY + b"(K\x01" + shape + dtype + b"\x89" + content + b"tbs."
+
+
+class Runs:
+    """What a hostile object reduces to."""
+
+    def __init__(self, *reduced):
+        self.reduced = reduced
+
+    def __reduce__(self):
+        return self.reduced
+
+
+def call(function, *arguments):
+    return [pickle.dumps({"x": Runs(function, arguments)}, protocol) for protocol in range(6)]
+
+
+@pytest.mark.parametrize(("content", "named"), [
+    *[(content, "system") for content in call(__import__("os").system, COMMAND)],
+    *[(content, "eval") for content in call(eval, f"__import__('os').system({COMMAND!r})")],
+    (b"cos\nsystem\n(S'" + COMMAND.encode() + b"'\ntR.", "os.system"),
+    (b"(S'" + COMMAND.encode() + b"'\nios\nsystem\n.", "os.system"),
+    (b"(cos\nsystem\nS'" + COMMAND.encode() + b"'\no.", "os.system"),
+    (b"\x80\x04" + text("posix") + text("system") + b"\x93" + text(COMMAND) + b"\x85R.", "posix.system"),
+    (b"\x80\x04" + text("numpy") + text("ndarray.tofile") + b"\x93.", "numpy.ndarray.tofile"),
+    (b"\x80\x02csubprocess\nPopen\nU\x01x\x85\x81.", "subprocess.Popen"),  # NEWOBJ
+    (b"\x80\x04csubprocess\nPopen\n)}\x92.", "subprocess.Popen"),  # NEWOBJ_EX
+    (b"}U\x01xcnumpy\nndarray\n)\x81s.", "NEWOBJ"), (b"}U\x01xcnumpy\ndtype\n)}\x92s.", "NEWOBJ_EX"),
+    (b"\x82\x01.", "EXT1"), (b"\x83\x01\x00.", "EXT2"), (b"\x84\x01\x00\x00\x00.", "EXT4"), (b"Psome\n.", "PERSID"),
+    (b"U\x01xQ.", "BINPERSID"), (b"\x80\x05\x97.", "NEXT_BUFFER"), (b"(inumpy\nndarray\n.", "numpy.ndarray"),
+    (b"cnumpy.core.multiarray\nscalar\n.", "numpy.core.multiarray.scalar"),
+    (b"cnumpy\nload\n.", "numpy.load"), (b"\x80\x04K\x01K\x02\x93.", "requires str"), (b"\xff.", "opcode 255"),
+    (b"c" + b"x" * 10**6 + b"\ny\n.", "asks for xxx")],
+    ids=lambda value: value if isinstance(value, str) else "")
+def test_what_a_pickle_asks_for_is_named_and_not_run(tmp_path, monkeypatch, content, named):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(DataError, match=named) as refused:
+        load_dict("file", io.BytesIO(content), "CIFAR")
+    assert len(str(refused.value)) < 300
+    assert list(tmp_path.iterdir()) == []
+
+
+def nested(depth: int) -> bytes:
+    return b"]" * depth + b"a" * (depth - 1)
+
+
+LAUGHS = b"((" + b"K\x01" * 9 + b"t" + b"".join(
+    b"q" + bytes([level]) + b"(" + (b"h" + bytes([level])) * 9 + b"t" for level in range(30)) + b"t"
+
+
+@pytest.mark.parametrize("content", [
+    pytest.param(content, id=name) for name, content in {
+        "shape of 10**12": state(b"\x8a\x06" + (10**12).to_bytes(6, "little") + b"\x85"),
+        "shape whose product overflows": state(b"(" + b"\x8a\x05" + (2**32).to_bytes(5, "little") + b"\x8a\x05" +
+                                               (2**32).to_bytes(5, "little") + b"t"),
+        "shape below 0": state(b"J" + struct.pack("<i", -2) + b"\x85"), "shape of text": state(b"U\x01x\x85"),
+        "shape of nothing": state(b"N"), "type of objects": state(b"K\x02\x85", DTYPE.replace(b"u1", b"O8")),
+        "type of 10**12 bytes": state(b"K\x02\x85", b"cnumpy\ndtype\nX\x0e\x00\x00\x00V1000000000000\x85R"),
+        "content that is a list": state(b"K\x02\x85", content=b"]"),
+        "type that is a dictionary": state(b"K\x02\x85", b"}"), "short state": b"}U\x01x" + ARRAY + b"Nbs.",
+        "state for a list": b"]}U\x01xK\x01sb.", "state for a function": b"cnumpy\ndtype\nN}U\x01xK\x01s\x86b.",
+        "call of a number": b"K\x01)R.", "call of an array": ARRAY + b")R.",
+        "frombuffer that lies": b"\x80\x05}U\x01xcnumpy._core.numeric\n_frombuffer\n(C\x02ab" + DTYPE +
+                                b"\x8a\x06" + (10**12).to_bytes(6, "little") + b"\x85tRs.",
+        "BINBYTES8 that lies": b"\x80\x04\x8e" + struct.pack("<Q", 10**12) + b"ab.",
+        "BINUNICODE8 that lies": b"\x80\x04\x8d" + struct.pack("<Q", 10**12) + b"ab.",
+        "BYTEARRAY8 that lies": b"\x80\x05\x96" + struct.pack("<Q", 3 * 10**9) + b"ab.",
+        "LONG4 that lies": b"\x80\x02\x8b" + struct.pack("<i", 2**31 - 1) + b"ab.",
+        "BINSTRING that lies": b"T" + struct.pack("<i", 2**31 - 1) + b"ab.",
+        "memo of 2**27": b"]r" + struct.pack("<I", 2**27) + b".", "memo of 10**8": b"]p100000000\n.",
+        "a million digits": b"I" + b"9" * 10**6 + b"\n.",
+        "ten million lists": b"]" * 10**7 + b".", "lists in lists": nested(10**6) + b".",
+        "tuples in tuples as a key": b"}" + b")" + b"\x85" * 10**6 + b"K\x01s.",
+        "a billion laughs as a key": b"}" + LAUGHS + b"K\x01s.", "a million marks": b"(" * 10**6 + b".",
+        "one text encoded often": b"(" + text("x" * 10**5) + b"q\x00" + (
+            b"c_codecs\nencode\nh\x00" + text("latin1") + b"\x86R") * 10**4 + b"t.",
+        "no end": b"}", "nothing": b"", "no protocol": b"\x80\xff}.", "a stack that ends": b"s."}.items()])
+def test_memory_and_time_are_not_the_pickle_s_to_take(frugal, content):
+    with frugal(256), pytest.raises(DataError, match=r"^file: (not a readable CIFAR pickle|a pickled) ") as refused:
+        load_dict("file", io.BytesIO(content), "CIFAR")
+    assert len(str(refused.value)) < 300
+
+
+@pytest.mark.parametrize("value", [LAUGHS, nested(10**5), b"\x8b" + struct.pack("<i", 10**6) + b"\x7f" * 10**6,
+                                   b"K\x00\x8a\xff" + b"\x7f" * 255 + b"\x86", b"X\x40\x42\x0f\x00" + b"x" * 10**6],
+                         ids=["laughs", "nested", "integer", "integers", "text"])
+def test_a_value_of_an_index_is_shown_in_short(tmp_path, frugal, value):
+    (tmp_path / "tiny_index.pkl").write_bytes(b"\x80\x02}U\x01a" + value + b"s.")
+    with frugal(), pytest.raises(DataError, match=r"tiny_index\.pkl: 'a'") as refused:
+        tiny_images.read_index(tmp_path / "tiny_index.pkl", 10, tmp_path)
+    assert len(str(refused.value)) < 500
+
+
+@pytest.mark.parametrize("protocol", range(6))
+@pytest.mark.parametrize("order", ["C", "F"])
+def test_arrays_of_every_protocol(protocol, order):
+    pixels = np.array(np.arange(12, dtype=np.uint8).reshape(3, 4), order=order)
+    content = pickle.dumps({"data": pixels, b"labels": [1, 2**40, -3], "name": "é", "raw": b"\xff"}, protocol)
+    found = load_dict("file", io.BytesIO(content), "CIFAR")
+    assert np.array_equal(found.pop("data"), pixels)
+    assert found == {"labels": [1, 2**40, -3], "name": "é", "raw": b"\xff"}
+
+
+def test_a_file_larger_than_any(tmp_path, frugal):
+    with open(tmp_path / "tiny_index.pkl", "wb") as file:
+        file.truncate(10**12)
+    with frugal(), pytest.raises(DataError, match="1,000,000,000,000 bytes found, expected at most 268,435,456"):
+        tiny_images.read_index(tmp_path / "tiny_index.pkl", 10, tmp_path)
