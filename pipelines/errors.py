@@ -67,7 +67,7 @@ def shown(value: object, nested: bool = True) -> str:
 
 def reason(error: Exception) -> str:
     """What a library's exception says, or its kind where it says nothing."""
-    return str(error) or ("ends early" if isinstance(error, EOFError) else type(error).__name__)
+    return str(error)[:200] or ("ends early" if isinstance(error, EOFError) else type(error).__name__)
 
 
 def positive_int(text: str) -> int:
