@@ -13,8 +13,8 @@ from PIL import Image
 
 from pipelines.errors import DataError
 from tests.conftest import random_images
-from tools.sources import folder
-from tools.sources.images import FORMATS, MAX_PIXELS, load_image
+from tools.sources import folder, images
+from tools.sources.images import FORMATS, load_image
 
 
 def encoded(kind: str, **options) -> bytes:
@@ -48,7 +48,7 @@ def tiff(width: int, height: int, compression: int = 1, **more: int) -> bytes:
 
 JPEG = encoded("JPEG")
 GIANTS = {
-    "png": png(9500, 9500), "png of 10**18 pixels": png(2**30, 2**30), "png wide": png(2**31 - 1, 1),
+    "png": png(8193, 8192), "png of 10**18 pixels": png(2**30, 2**30), "png wide": png(2**31 - 1, 1),
     "jpeg": changed(JPEG, JPEG.index(b"\xff\xc0") + 5, ">HH", 65500, 65500),
     "jpeg between Pillow's warning and its error": changed(JPEG, JPEG.index(b"\xff\xc0") + 5, ">HH", 12000, 12000),
     "bmp": changed(encoded("BMP"), 18, "<ii", 10**5, 10**5), "gif": changed(encoded("GIF"), 6, "<HH", 65535, 65535),
@@ -62,20 +62,20 @@ def test_giants_are_refused_before_they_are_decoded(tmp_path, frugal, name):
     (tmp_path / "x.png").write_bytes(GIANTS[name])
     with frugal(16), pytest.raises(DataError, match=r"x\.png: ") as refused:
         load_image(tmp_path / "x.png", 8)
-    assert any(text in str(refused.value) for text in ("expected at most 89,478,485 pixels", "decompression bomb",
+    assert any(text in str(refused.value) for text in ("expected at most 67,108,864 pixels", "decompression bomb",
                                                        "cannot identify image file"))
 
 
 def test_between_pillow_s_warning_and_its_error(tmp_path):
-    """One line on stderr: the limit is where Pillow would only warn."""
-    assert MAX_PIXELS == 89_478_485
+    """One line on stderr, where Pillow would warn and decode."""
+    assert Image.MAX_IMAGE_PIXELS < 9500 * 9500 < 2 * Image.MAX_IMAGE_PIXELS
     (tmp_path / "train" / "a").mkdir(parents=True)
-    (tmp_path / "train" / "a" / "x.png").write_bytes(png(9460, 9460))
+    (tmp_path / "train" / "a" / "x.png").write_bytes(png(9500, 9500))
     done = subprocess.run([sys.executable, "-m", "tools.prepare", "folder", "--source", tmp_path, "--out",
                            tmp_path / "s"], capture_output=True, text=True, check=False)
     assert done.returncode == 1
     lines = [line for line in done.stderr.replace("\r", "\n").splitlines() if line and "0/1" not in line]
-    assert lines == [f"error: {tmp_path}/train/a/x.png: an image of 9460×9460 found, expected at most 89,478,485 "
+    assert lines == [f"error: {tmp_path}/train/a/x.png: an image of 9500×9500 found, expected at most 67,108,864 "
                      f"pixels"]
 
 
@@ -84,6 +84,26 @@ def test_a_large_image_is_none_too_large(frugal):
     content = png(4200, 4200, 4200)
     with frugal(250):
         assert not load_image(content, 8).any()
+
+
+@pytest.mark.parametrize(("mode", "pixels"), [("P", 5), ("RGBA", 8), ("L", 5), ("LA", 8), ("I;16", 6)])
+def test_the_largest_images_are_held_twice(frugal, mode, pixels):
+    """A GIF or PNG of 40 million pixels, by the bytes that each takes; the strips are small beside them."""
+    stream = io.BytesIO()
+    Image.new(mode, (6400, 6400)).save(stream, "PNG", compress_level=1, **{"transparency": 0} if mode == "P" else {})
+    with frugal(pixels * 6400 * 6400 // 2**20 + 48):
+        load_image(stream.getvalue(), 8)
+
+
+@pytest.mark.parametrize("mode", ["RGB", "L", "LA", "P", "RGBA", "1", "CMYK", "I;16", "F"])
+def test_strips_make_no_difference(monkeypatch, mode):
+    image = Image.fromarray(random_images(1, 40)[0])
+    image = image.convert("I").convert("I;16") if mode == "I;16" else image.convert(mode)
+    if mode in ("P", "L", "RGB"):
+        image.info["transparency"] = {"P": bytes(range(256)), "L": 7, "RGB": (1, 2, 3)}[mode]
+    whole = np.asarray(images.to_rgb(image))
+    monkeypatch.setattr(images, "STRIP_PIXELS", 120)
+    assert np.array_equal(images.to_rgb(image), whole)
 
 
 @pytest.mark.parametrize("content", [

@@ -24,7 +24,8 @@ DEFAULT_SIZE = 32
 CHUNK = 256  # images decoded at a time, or fewer where their files take
 CHUNK_BYTES = 2**26
 MAX_FILE_BYTES = 2**28
-MAX_PIXELS = Image.MAX_IMAGE_PIXELS  # 89 million: above it Pillow suspects a bomb, warns, and decodes all the same
+MAX_PIXELS = 2**26  # 8192×8192; Pillow warns above 89 million, raises above 179 million, and decodes up to there
+STRIP_PIXELS = 2**20  # that become RGB at a time
 MANY_PIXELS = 2**24  # of an image for which the others wait
 LARGE = threading.Lock()
 RESIZED = "centre square, {0}×{0}, bicubic with antialiasing"
@@ -87,7 +88,22 @@ def to_square(image: Image.Image, size: int) -> np.ndarray:
 
 
 def to_rgb(image: Image.Image) -> Image.Image:
-    """Any mode to RGB: 16-bit gray scaled to 8 bits, palettes resolved, transparency shown on white."""
+    """Any mode to RGB: 16-bit gray scaled to 8 bits, palettes resolved, transparency shown on white.
+
+    Strip by strip, so that a large image is held twice, and not in every mode on its way.
+    """
+    if image.mode == "RGB" and "transparency" not in image.info:
+        return image
+    rows = max(1, STRIP_PIXELS // image.width)
+    if image.height <= rows:
+        return _to_rgb(image)
+    out = Image.new("RGB", image.size)
+    for top in range(0, image.height, rows):
+        out.paste(_to_rgb(image.crop((0, top, image.width, min(top + rows, image.height)))), (0, top))
+    return out
+
+
+def _to_rgb(image: Image.Image) -> Image.Image:
     if image.mode.startswith("I"):
         image = Image.fromarray((np.asarray(image).clip(0, 65535) // 257).astype(np.uint8))
     if image.mode in {"RGBA", "LA", "PA", "La", "RGBa"} or "transparency" in image.info:
