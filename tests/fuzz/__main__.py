@@ -1,12 +1,12 @@
 """Fuzz the readers: python -m tests.fuzz [--inputs N] [--seed S] [--target NAME ...] [--number K]."""
 
 import json
-import resource
 import sys
 from collections.abc import Sequence
 from dataclasses import asdict
 
 from pipelines.errors import Parser, non_negative_int, positive_int
+from pipelines.memory import peak_rss_bytes
 from tests.fuzz.run import run
 from tests.fuzz.targets import TARGETS
 
@@ -25,7 +25,7 @@ def main(argv: Sequence[str] | None = None) -> int:
                         help=", ".join(TARGETS))
     parser.add_argument("--number", type=non_negative_int, help="this input alone")
     options = parser.parse_args(argv)
-    baseline = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+    baseline = peak_rss_bytes() / 2**20
     first, count = (0, options.inputs) if options.number is None else (options.number, 1)
     results = [run(target, options.seed, first, count) for target in options.target]
     print(f"{'target':10}{'inputs':>9}{'past':>9}{'share':>7}{'refused':>9}{'accepted':>10}{'crashes':>9}{'hangs':>7}"

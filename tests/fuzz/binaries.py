@@ -73,7 +73,7 @@ def matlab_seeds() -> list[bytes]:
     for compressed, more in ((True, {}), (False, {}), (True, {"other": {"a": [1, "x"]}, "z": np.ones((2, 2)) * 1j})):
         stream = io.BytesIO()
         savemat(stream, more | content, do_compression=compressed)
-        found.append(stream.getvalue())
+        found.append(put(stream.getvalue(), 0, b"MATLAB 5.0 MAT-file".ljust(116)))  # the date was in there
     return found
 
 
