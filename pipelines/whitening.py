@@ -14,8 +14,8 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from pipelines.errors import DataError
-from pipelines.files import remove_leftovers, write_atomically
+from pipelines.errors import DataError, reason
+from pipelines.files import open_regular, remove_leftovers, write_atomically
 from pipelines.progress import progress_bar
 from pipelines.sampling import evenly_spread
 from pipelines.shards import ShardSet
@@ -27,6 +27,7 @@ EPSILON = 1e-10
 FIT_IMAGES = 1_000_000  # ZCA is fitted on at most so many, evenly spread
 FIT_CHUNK_VALUES = 1024 * GCN_VALUES  # taken at a time: 1,024 images of 32×32, fewer of larger ones
 GRAM_BLOCK = 384
+MAX_FILE_BYTES = 2**30  # of a fit; ZCA of 48×48 pixels has 191 MB
 KINDS = ("gcn", "zca", "standardize")
 
 
@@ -103,15 +104,26 @@ class Preprocess:
     def load(cls, path: Path) -> "Preprocess":
         """Read what ``save`` wrote; raises DataError for anything else."""
         try:
+            with open_regular(path, MAX_FILE_BYTES) as stream, zipfile.ZipFile(stream) as archive:
+                if any(member.compress_type != zipfile.ZIP_STORED for member in archive.infolist()):
+                    raise ValueError("compressed, which takes any amount of memory")
             with np.load(path, allow_pickle=False) as file:
-                shape = tuple(int(n) for n in file["image_shape"])
-                fitted = {name: torch.from_numpy(file[name]) for name in file.files
-                          if name not in ("kind", "image_shape", "fitted_on")}
-                return cls(str(file["kind"]), shape, fitted, json.loads(str(file["fitted_on"])))
+                height, width, channels = (int(n) for n in file["image_shape"])
+                values, kind = height * width * channels, str(file["kind"])
+                shapes = {"gcn": {}, "zca": {"mean": (values,), "matrix": (values, values)},
+                          "standardize": {"mean": (channels,), "deviation": (channels,)}}[kind]
+                fitted = {name: torch.from_numpy(file[name]) for name in shapes}
+                for name, shape in shapes.items():
+                    if fitted[name].dtype != torch.float32 or fitted[name].shape != shape:
+                        raise ValueError(f"{name} of {fitted[name].dtype} {tuple(fitted[name].shape)}")
+                return cls(kind, (height, width, channels), fitted, dict(json.loads(str(file["fitted_on"]))))
         except FileNotFoundError:
             raise DataError(f"{path}: missing; it holds the whitening this run was trained with") from None
-        except (ValueError, KeyError, TypeError, OSError, EOFError, zipfile.BadZipFile) as error:
-            raise DataError(f"{path}: not a whitening file ({error}); delete it to have it fitted again") from None
+        except DataError:
+            raise
+        except Exception as error:  # a damaged zip file may raise anything
+            raise DataError(f"{path}: not a whitening file ({reason(error)}); delete it to have it fitted "
+                            f"again") from None
 
 
 def prepare(kind: str, sets: Sequence[ShardSet], device: torch.device | str = "cpu",

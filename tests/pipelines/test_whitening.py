@@ -1,5 +1,6 @@
 """GCN and ZCA against plain NumPy in float64."""
 
+import os
 import pickle
 
 import numpy as np
@@ -153,4 +154,26 @@ def test_saved_and_loaded(tmp_path):
 def test_damaged_file(tmp_path, content):
     (tmp_path / "w.npz").write_bytes(content)
     with pytest.raises(DataError, match=r"w\.npz"):
+        Preprocess.load(tmp_path / "w.npz")
+
+
+@pytest.mark.parametrize("change", [
+    {"kind": "other"}, {"mean": np.zeros(1, np.float32)}, {"matrix": np.zeros((48, 48))}, {"image_shape": [4, 4]},
+    {"image_shape": [2**40] * 3}, {"fitted_on": "[" * 10**5}, {"fitted_on": "3"}, {"matrix": np.array({}, object)}])
+def test_a_fit_that_lies(tmp_path, frugal, change):
+    prepare("zca", [write_set(tmp_path / "a", random_images(30, 4))], progress=False).save(tmp_path / "w.npz")
+    with np.load(tmp_path / "w.npz") as file:
+        content = dict(file)
+    np.savez(tmp_path / "w.npz", **content | change)
+    with frugal(), pytest.raises(DataError, match=r"w\.npz: not a whitening file"):
+        Preprocess.load(tmp_path / "w.npz")
+
+
+def test_a_fit_that_inflates_or_is_no_file(tmp_path, frugal):
+    np.savez_compressed(tmp_path / "w.npz", kind="gcn", image_shape=[4, 4, 3], fitted_on="{}", x=np.zeros(2**26))
+    with frugal(), pytest.raises(DataError, match="compressed, which takes any amount of memory"):
+        Preprocess.load(tmp_path / "w.npz")
+    (tmp_path / "w.npz").unlink()
+    os.mkfifo(tmp_path / "w.npz")
+    with frugal(), pytest.raises(DataError, match="not a regular file"):
         Preprocess.load(tmp_path / "w.npz")

@@ -1,6 +1,7 @@
 """Image files of any kind to uint8 squares: decoded in parallel, upright, RGB, resized with antialiasing."""
 
 import io
+import logging
 import os
 import threading
 import warnings
@@ -30,6 +31,7 @@ MANY_PIXELS = 2**24  # of an image for which the others wait
 LARGE = threading.Lock()
 RESIZED = "centre square, {0}×{0}, bicubic with antialiasing"
 warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # ``load_image`` refuses, in one line
+logging.getLogger("PIL").addHandler(logging.NullHandler())  # what it logs of a damaged file, it raises as well
 
 
 class Item(NamedTuple):
