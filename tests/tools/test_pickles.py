@@ -1,8 +1,10 @@
 """Pickles that want to run something, or to take memory or time: refused in one line, for none of it."""
 
+import gc
 import io
 import pickle
 import struct
+import weakref
 
 import numpy as np
 import pytest
@@ -123,6 +125,17 @@ def test_arrays_of_every_protocol(protocol, order):
     found = load_dict("file", io.BytesIO(content), "CIFAR")
     assert np.array_equal(found.pop("data"), pixels)
     assert found == {"labels": [1, 2**40, -3], "name": "é", "raw": b"\xff"}
+
+
+def test_nothing_is_held_when_it_is_read():
+    content = pickle.dumps({"data": np.zeros(2**20, np.uint8)}, 2)
+    gc.collect()
+    gc.disable()
+    try:
+        held = weakref.ref(load_dict("file", io.BytesIO(content), "CIFAR")["data"])
+        assert held() is None
+    finally:
+        gc.enable()
 
 
 def test_a_file_larger_than_any(tmp_path, frugal):

@@ -4,6 +4,7 @@ import io
 import math
 import pickle
 import pickletools
+import weakref
 from codecs import encode
 from typing import BinaryIO
 
@@ -52,7 +53,8 @@ class PlainUnpickler(pickle._Unpickler):
 
     def __init__(self, content: bytes):
         super().__init__(io.BytesIO(content), encoding="bytes")
-        self.dispatch = self  # ``load`` asks it for what each opcode does
+        this = weakref.proxy(self)  # no cycle: what it holds, pixels mostly, goes with it
+        self.dispatch = this  # ``load`` asks it for what each opcode does
         self._steps = 0
         self._encodable = len(content)
         known = pickle._Unpickler.dispatch
@@ -61,7 +63,7 @@ class PlainUnpickler(pickle._Unpickler):
             pickle.SETITEM[0]: PlainUnpickler._set_item, pickle.SETITEMS[0]: PlainUnpickler._set_items,
             pickle.DICT[0]: PlainUnpickler._dictionary, pickle.INST[0]: PlainUnpickler._instance}
         self._globals = {("numpy", "ndarray"): "ndarray", ("numpy", "dtype"): _dtype,
-                         ("_codecs", "encode"): self._encode}
+                         ("_codecs", "encode"): lambda *arguments: this._encode(*arguments)}
         for core in ("numpy.core", "numpy._core"):  # Python 2's and NumPy 1's name, and today's
             self._globals |= {(f"{core}.multiarray", "_reconstruct"): _reconstruct,
                               (f"{core}.numeric", "_frombuffer"): _frombuffer}
