@@ -39,6 +39,8 @@ def run(command: Callable[[Sequence[str] | None], int | None], argv: Sequence[st
         return _say(error, 2)
     except DataError as error:
         return _say(error, 1)
+    except MemoryError:
+        return _say("not enough memory", 1)
     except KeyboardInterrupt:
         return _say("interrupted", 130)
     except BrokenPipeError:  # the reader of our output went away

@@ -21,8 +21,8 @@ import numpy as np
 
 from pipelines.commit import OLD, PARTIAL
 from pipelines.errors import DataError, shown
-from pipelines.files import open_regular, read_npy_header
 from pipelines.manifest import JOURNAL, MANIFEST, MAX_BYTES, Manifest, ShardFile
+from pipelines.reading import open_regular, read_npy_header
 from pipelines.sampling import evenly_spread
 
 LABEL_DTYPE = np.dtype("<i4")

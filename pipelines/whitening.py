@@ -15,8 +15,9 @@ import numpy as np
 import torch
 
 from pipelines.errors import DataError, reason
-from pipelines.files import open_regular, remove_leftovers, write_atomically
+from pipelines.files import remove_leftovers, write_atomically
 from pipelines.progress import progress_bar
+from pipelines.reading import open_regular
 from pipelines.sampling import evenly_spread
 from pipelines.shards import ShardSet
 

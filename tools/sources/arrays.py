@@ -13,8 +13,8 @@ import numpy as np
 from PIL import Image
 
 from pipelines.errors import DataError, UsageError, reason, shown
-from pipelines.files import open_regular, read_npy_header
 from pipelines.manifest import MAX_CLASSES, MAX_LABELED
+from pipelines.reading import open_regular, read_npy_header
 from tools.sources import Batches, Source, Split
 from tools.sources.images import MAX_PIXELS, RESIZED, TEST_NAMES, to_square
 

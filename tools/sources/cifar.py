@@ -9,7 +9,7 @@ from typing import BinaryIO
 import numpy as np
 
 from pipelines.errors import DataError, shown
-from pipelines.files import open_regular
+from pipelines.reading import open_regular
 from pipelines.shards import planes_last
 from tools.sources import Batches, Source, Split, tars
 from tools.sources.pickles import MAX_FILE_BYTES, as_text, load_dict

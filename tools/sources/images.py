@@ -15,7 +15,7 @@ import numpy as np
 from PIL import Image, ImageOps
 
 from pipelines.errors import DataError, reason
-from pipelines.files import open_regular
+from pipelines.reading import open_regular
 from tools.sources import Batches
 
 EXTENSIONS = frozenset({".png", ".jpg", ".jpeg", ".bmp", ".gif", ".webp", ".tif", ".tiff", ".ppm", ".pgm"})
