@@ -22,7 +22,8 @@ OUR_FILES = re.compile(r"\.?(manifest\.json|(images|labels)-\d+\.npy|(zca|standa
 
 def is_ours(path: Path) -> bool:
     """Whether a folder may be replaced: it is empty, or holds what a conversion and a fit write, and nothing else."""
-    return path.is_dir() and all(entry.is_file() and OUR_FILES.fullmatch(entry.name) for entry in path.iterdir())
+    return path.is_dir() and not path.is_symlink() and all(
+        entry.is_file() and OUR_FILES.fullmatch(entry.name) for entry in path.iterdir())
 
 
 def beside(path: Path, ending: str) -> Path:
@@ -66,7 +67,8 @@ def clean(paths: Iterable[Path]) -> list[Path]:
 
     Raises UsageError where something else than a shard set has such a name.
     """
-    found = [left for path in paths for left in (beside(path, PARTIAL), beside(path, OLD)) if left.exists()]
+    found = [left for path in paths for left in (beside(path, PARTIAL), beside(path, OLD))
+             if os.path.lexists(left)]
     for left in found:
         if not is_ours(left):
             raise UsageError(f"{left} exists and is no shard set, or holds other files too; choose another --out")

@@ -24,11 +24,11 @@ def open_regular(path: Path, limit: int | None = None) -> BinaryIO:
         OSError: it is not there, or may not be read.
         DataError: it is no regular file, or larger than ``limit``.
     """
-    file = open(os.open(path, os.O_RDONLY | os.O_NONBLOCK), "rb")  # noqa: SIM115 - the caller closes it
-    found = os.fstat(file.fileno())
+    descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK)
+    found = os.fstat(descriptor)
     if stat.S_ISREG(found.st_mode) and (limit is None or found.st_size <= limit):
-        return file
-    file.close()
+        return open(descriptor, "rb")
+    os.close(descriptor)
     if not stat.S_ISREG(found.st_mode):
         raise DataError(f"{path}: not a regular file")
     raise DataError(f"{path}: {found.st_size:,} bytes found, expected at most {limit:,}")

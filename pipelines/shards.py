@@ -112,7 +112,6 @@ class Extents:
             if descriptor >= 0:
                 os.close(descriptor)
 
-
     def check_unchanged(self, path: Path, stat: os.stat_result) -> None:
         """Raise DataError where a file is not the one that it was when it was first looked at."""
         found = stat.st_ino, stat.st_mtime_ns
@@ -148,7 +147,7 @@ class ShardSet:
     def __init__(self, path: Path | str):
         self.path = Path(path)
         manifest = self.path / MANIFEST
-        if (self.path.parent / JOURNAL).exists():
+        if any((path.parent / JOURNAL).exists() for path in (self.path, self.path.resolve())):
             raise DataError(f"{self.path}: its conversion was interrupted while its sets were put in place; the same "
                             f"python -m tools.prepare finishes it")
         try:

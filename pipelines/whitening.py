@@ -123,8 +123,7 @@ class Preprocess:
         except DataError:
             raise
         except Exception as error:  # a damaged zip file may raise anything
-            raise DataError(f"{path}: not a whitening file ({reason(error)}); delete it to have it fitted "
-                            f"again") from None
+            raise DataError(f"{path}: not a whitening file ({reason(error)})") from None
 
 
 def prepare(kind: str, sets: Sequence[ShardSet], device: torch.device | str = "cpu",
@@ -144,7 +143,10 @@ def prepare(kind: str, sets: Sequence[ShardSet], device: torch.device | str = "c
     with suppress(OSError):  # read-only, perhaps
         remove_leftovers(cache.parent, cache.name)
     if cache.exists():
-        loaded = Preprocess.load(cache)
+        try:
+            loaded = Preprocess.load(cache)
+        except DataError as error:
+            raise DataError(f"{error}; delete it to have it fitted again") from None
         if loaded.fitted_on.get("fingerprints") != fitted_on["fingerprints"] or loaded.image_shape != shape:
             raise DataError(f"{cache}: fitted on other data than {sets[0].path}; delete it to have it fitted again")
         return loaded

@@ -15,7 +15,7 @@ import numpy as np
 from pipelines.commit import PARTIAL, beside, clean, commit, is_ours
 from pipelines.errors import DataError, UsageError
 from pipelines.files import made, write_atomically
-from pipelines.manifest import JOURNAL, MANIFEST, Manifest, RawFile, Shard, ShardFile
+from pipelines.manifest import JOURNAL, MANIFEST, MAX_BYTES, Manifest, RawFile, Shard, ShardFile
 from pipelines.shards import LABEL_DTYPE, Extents, sample_hash
 
 PIECE_BYTES = 2**20  # hashed and written while it is in the CPU's cache
@@ -57,8 +57,9 @@ class ShardWriter:
         self._writing: Future[None] | None = None
 
     def __enter__(self) -> "ShardWriter":
-        if self.path.exists() and not is_ours(self.path):
-            raise UsageError(f"{self.path} exists and is no shard set, or holds other files too; choose another --out")
+        if os.path.lexists(self.path) and not is_ours(self.path):
+            raise UsageError(f"{self.path} exists and is no shard set, is a link, or holds other files too; choose "
+                             f"another --out")
         if self.path.exists() and not self._replace:
             raise UsageError(f"{self.path} exists already; --force replaces it")
         clean([self.path])
@@ -120,7 +121,11 @@ class ShardWriter:
         return self._finish(Manifest(num_images=len(images), shards=(), raw=raw, source=self.source, **self._fields))
 
     def _finish(self, manifest: Manifest) -> Manifest:
-        write_atomically(self.partial / MANIFEST, lambda file: file.write(manifest.to_json().encode()))
+        content = manifest.to_json()
+        if len(content) > MAX_BYTES:
+            raise DataError(f"{self.path}: a manifest of {len(content):,} bytes, expected at most {MAX_BYTES:,}")
+        Manifest.from_json(content, self.path / MANIFEST)  # nothing is written that would be refused
+        write_atomically(self.partial / MANIFEST, lambda file: file.write(content.encode()))
         self._finished = True
         return manifest
 

@@ -20,7 +20,8 @@ def save(path: Path, state: dict, keep: int = 1, before: int | None = None) -> N
         path: of the newest checkpoint.
         state: what to save.
         keep: checkpoints to have afterwards: ``path``, and ``kept``'s.
-        before: the step of the checkpoint that is at ``path`` now; None where there is none worth keeping.
+        before: the step of the checkpoint that is at ``path`` now; None where there is none worth keeping. Kept ones of
+            later steps, which could not be gone on from, go.
     """
     if before is not None and keep > 1 and path.exists():
         earlier = path.with_name(f"{path.stem}-{before:09d}{path.suffix}")
@@ -31,8 +32,10 @@ def save(path: Path, state: dict, keep: int = 1, before: int | None = None) -> N
             with open(path, "rb") as newest:
                 write_atomically(earlier, lambda file: shutil.copyfileobj(newest, file))
     write_atomically(path, lambda file: torch.save(state, file))
-    for old in kept(path)[keep - 1:]:
-        old.unlink()
+    sound = [one for one in kept(path) if before is None or int(one.stem[-9:]) <= before]
+    for old in kept(path):
+        if old not in sound[:keep - 1]:
+            old.unlink()
 
 
 def kept(path: Path) -> list[Path]:
@@ -40,10 +43,10 @@ def kept(path: Path) -> list[Path]:
     return sorted(path.parent.glob(f"{path.stem}-{'[0-9]' * 9}{path.suffix}"), reverse=True)
 
 
-def load_newest(path: Path, device: torch.device) -> dict:
-    """The newest checkpoint that can be read: that at ``path``, else one of ``kept``, which then takes its place."""
+def load_newest(path: Path, device: torch.device) -> tuple[dict, Path]:
+    """The newest checkpoint that can be read, and where it is: at ``path``, else one of ``kept``, which is said."""
     try:
-        return load(path, device)
+        return load(path, device), path
     except DataError as first:
         for earlier in kept(path):
             try:
@@ -51,13 +54,15 @@ def load_newest(path: Path, device: torch.device) -> dict:
             except DataError:
                 continue
             print(f"{first}; going on from {earlier.name}", file=sys.stderr)
-            os.replace(earlier, path)
-            return state
+            return state, earlier
         raise
 
 
 def load(path: Path, device: torch.device) -> dict:
-    """Read what ``save`` wrote, without running any code it may contain; DataError for anything else."""
+    """Read what ``save`` wrote, without running any code it may contain; DataError for anything else.
+
+    Where it is not the file that fails, but memory or the disk, that is raised: another checkpoint would not help.
+    """
     try:
         with zipfile.ZipFile(path) as archive:  # PyTorch does not look at the checksums
             if damaged := archive.testzip():
@@ -65,6 +70,8 @@ def load(path: Path, device: torch.device) -> dict:
         return torch.load(path, map_location=device, weights_only=True)
     except FileNotFoundError:
         raise DataError(f"{path}: no checkpoint here; has the run started, and reached its first checkpoint?") from None
+    except (MemoryError, torch.OutOfMemoryError, OSError):
+        raise
     except Exception as error:  # a damaged file may have PyTorch raise anything
         reason = str(error).partition("\n")[0]
         raise DataError(f"{path}: not a readable checkpoint ({reason})") from None

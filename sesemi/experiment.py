@@ -61,7 +61,7 @@ def train(config: Config, resume: bool = False) -> dict:
                 if saved.get(name) != shard_set.fingerprint:
                     raise DataError(f"{shard_set.path}: not the shards that {folder.path} began with; start a new "
                                     f"--run")
-            preprocess = Preprocess.load(folder.whitening)
+            preprocess = load_whitening(folder, config, {name: one.fingerprint for name, one in sets.items()})
         else:
             _refuse_existing(folder)
             fitted_on = [shard_set for name, shard_set in sets.items() if name != "test"]
@@ -90,14 +90,14 @@ def _train(config: Config, folder: RunFolder, preprocess: Preprocess, sets: dict
     fingerprints = {name: one.fingerprint for name, one in sets.items()}
     saved_at = None  # the step of the newest checkpoint
     if resume:
-        state = checkpoint.load_newest(folder.checkpoint, device)
-        with checkpoint.fits(folder.checkpoint):
-            checkpoint.check_same_run(folder.checkpoint, state["run"], identity(config, fingerprints))
+        state, where = checkpoint.load_newest(folder.checkpoint, device)
+        with checkpoint.fits(where):
+            checkpoint.check_same_run(where, state["run"], identity(config, fingerprints))
             trainer.load_state_dict(state["trainer"])
             loader.load_state_dict(state["loader"])
             checkpoint.restore_random_state(state["random"], device)
             latest = state["evaluation"]
-        saved_at = trainer.step
+        saved_at = trainer.step if where == folder.checkpoint else None
     folder.write(folder.config, {  # not before the checkpoint was found to fit
         **config.as_dict(), "data_fingerprints": fingerprints,
         "versions": versions(), "device_name": device_name(device)})
@@ -189,15 +189,16 @@ def evaluate(run: Path | str, device: str | None = None) -> tuple[float, int]:
         model.load_state_dict(state["trainer"]["model"])
     dtype = PRECISIONS[config.precision]
     autocast = torch.autocast(torch.device(config.device).type, dtype, enabled=dtype != torch.float32)
-    return error_rate(model, evaluation_loader(config, Preprocess.load(folder.whitening), test_set), autocast)
+    preprocess = load_whitening(folder, config, saved_fingerprints(folder))
+    return error_rate(model, evaluation_loader(config, preprocess, test_set), autocast)
 
 
 def load_config(folder: RunFolder, device: str | None = None) -> Config:
     """The configuration a run was started with, on its device or another."""
     saved = folder.read(folder.config)
     try:
-        config = Config(**{name: saved[name] for name in Config.__dataclass_fields__})
-    except (KeyError, TypeError) as error:
+        config = Config(**{name: saved[name] for name in Config.__dataclass_fields__ if name in saved})
+    except TypeError as error:
         raise DataError(f"{folder.config}: not the configuration of a run ({error})") from None
     device = device or config.device
     if device.startswith("cuda") and not torch.cuda.is_available():
@@ -211,6 +212,17 @@ def saved_fingerprints(folder: RunFolder) -> dict[str, str]:
     if not isinstance(saved, dict):
         raise DataError(f"{folder.config}: not the configuration of a run (no data_fingerprints)")
     return saved
+
+
+def load_whitening(folder: RunFolder, config: Config, fingerprints: dict[str, str]) -> Preprocess:
+    """What a run normalises its images by; DataError where its file is another's."""
+    preprocess = Preprocess.load(folder.whitening)
+    expected = [fingerprint for name, fingerprint in fingerprints.items() if name != "test"]
+    found = preprocess.fitted_on.get("fingerprints", expected)  # nothing is fitted for GCN
+    if preprocess.kind != config.preprocess or found != expected:
+        raise DataError(f"{folder.whitening}: of another run: {preprocess.kind} found, fitted on other images or not "
+                        f"{config.preprocess}")
+    return preprocess
 
 
 def build_model(config: Config, num_classes: int, channels: int) -> SesemiModel:

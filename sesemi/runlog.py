@@ -56,7 +56,8 @@ class MetricsLog:
     def __init__(self, folder: RunFolder, step: int, evaluated: int):
         kept = []
         if step and folder.metrics.exists():
-            kept = [line for line in folder.metrics.read_text().splitlines() if _is_before(line, step, evaluated)]
+            lines = folder.metrics.read_text(errors="replace").splitlines()
+            kept = [line for line in lines if _is_before(line, step, evaluated)]
         write_atomically(folder.metrics, lambda file: file.write("".join(line + "\n" for line in kept).encode()))
         self._file = open(folder.metrics, "a", buffering=1)  # noqa: SIM115 - closed by close(); line by line
         self._board = SummaryWriter(str(folder.path), purge_step=step + 1 if step else None)

@@ -24,8 +24,6 @@ EXAMPLE = """examples:
   python -m tools.prepare folder --source photos --size 64 --out shards/photos
   python -m tools.prepare digits
 """
-
-
 SPLITS = ("train", "test", "extra")  # all that any source has
 
 
@@ -120,7 +118,7 @@ def prepare(source: Source, out: Path, replace: bool = False, exclude: Sequence[
         stack.enter_context(locked(out))
         if recovered := recover(out):
             print(f"{out}: an interrupted conversion was complete; its sets are now in place: {', '.join(recovered)}")
-            if all(_is_of(out / split.name, source, in_place, exclude) for split in source.splits):
+            if not replace and all(_is_of(out / split.name, source, in_place, exclude) for split in source.splits):
                 return
         for left in clean(out / name for name in SPLITS):
             print(f"{left}: left by a conversion that did not finish; starting clean")

@@ -1,6 +1,7 @@
 """What a run promises when its process, its disk or its files fail: checkpoints, locks, signals, one line each."""
 
 import errno
+import fcntl
 import io
 import json
 import os
@@ -9,11 +10,13 @@ import signal
 import subprocess
 import sys
 import zipfile
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
 import torch
 
+from pipelines.errors import UsageError
 from pipelines.files import locked
 from sesemi import checkpoint, cli
 from sesemi.runlog import MetricsLog, RunFolder
@@ -94,6 +97,59 @@ def test_a_damaged_checkpoint_is_noticed_and_the_one_before_goes_on(prepared, tm
     assert_same_run(part, whole)
 
 
+@pytest.mark.parametrize("error", [torch.OutOfMemoryError("CUDA"), MemoryError(), OSError(errno.EIO, "bad sector")])
+def test_what_is_not_the_checkpoint_s_fault_loses_none(prepared, tmp_path, command, monkeypatch, error):
+    run = tmp_path / "run"
+    with monkeypatch.context() as patch:
+        interrupt_at(patch, 8)
+        train(command, prepared, run)
+    before = {path.name: path.read_bytes() for path in run.glob("checkpoint*")}
+    with monkeypatch.context() as patch:
+        patch.setattr(torch, "load", lambda *_, **__: (_ for _ in ()).throw(error))
+        with suppress(torch.OutOfMemoryError):
+            assert command(cli.main, "train", "--resume", "--run", run)[0] == 1
+    assert {path.name: path.read_bytes() for path in run.glob("checkpoint*")} == before
+
+
+def test_an_earlier_checkpoint_of_another_run_takes_nobody_s_place(prepared, tmp_path, command, monkeypatch):
+    for name, flags in (("one", {}), ("other", {"lr": 0.1})):
+        with monkeypatch.context() as patch:
+            interrupt_at(patch, 8)
+            train(command, prepared, tmp_path / name, **flags)
+    one, (kept,) = tmp_path / "one", checkpoint.kept(tmp_path / "one" / "checkpoint.pt")
+    kept.write_bytes((tmp_path / "other" / kept.name).read_bytes())
+    (one / "checkpoint.pt").write_bytes(b"damaged")
+    status, _, err = command(cli.main, "train", "--resume", "--run", one)
+    assert status == 1
+    assert f"{kept}: of another run: lr 0.1 found, 0.05 expected" in err
+    assert (one / "checkpoint.pt").read_bytes() == b"damaged"
+
+
+def test_checkpoints_of_steps_that_were_not_gone_on_from_go(tmp_path):
+    path = tmp_path / "checkpoint.pt"
+    for step in (14, 20):
+        checkpoint.save(path.with_name(f"checkpoint-{step:09d}.pt"), {"step": step})
+    checkpoint.save(path, {"step": 18}, keep=3)
+    checkpoint.save(path, {"step": 19}, keep=3, before=18)
+    assert [one.name for one in checkpoint.kept(path)] == ["checkpoint-000000018.pt", "checkpoint-000000014.pt"]
+
+
+def test_whitening_of_another_run_is_refused(prepared, tmp_path, command, monkeypatch):
+    runs = {"zca": tmp_path / "zca", "gcn": tmp_path / "gcn"}
+    for kind, run in runs.items():
+        with monkeypatch.context() as patch:
+            interrupt_at(patch, 4)
+            train(command, prepared, run, preprocess=kind)
+    kept = (runs["zca"] / "whitening.npz").read_bytes()
+    (runs["zca"] / "whitening.npz").write_bytes((runs["gcn"] / "whitening.npz").read_bytes())
+    for argv in (["train", "--resume", "--run", runs["zca"]], ["evaluate", runs["zca"]]):
+        status, _, err = command(cli.main, *argv)
+        assert status == 1
+        assert "whitening.npz: of another run: gcn found" in err
+    (runs["zca"] / "whitening.npz").write_bytes(kept)
+    assert command(cli.main, "train", "--resume", "--run", runs["zca"])[0] == 0
+
+
 def test_where_every_checkpoint_is_damaged_it_says_so(prepared, tmp_path, command, monkeypatch):
     run = tmp_path / "run"
     with monkeypatch.context() as patch:
@@ -159,6 +215,21 @@ def test_a_file_system_without_locks_is_said(tmp_path, monkeypatch, capsys):
     with locked(tmp_path):
         pass
     assert "no locks" in capsys.readouterr().err
+
+
+def test_where_folders_cannot_be_locked_a_file_is(tmp_path, monkeypatch):
+    """NFS locks only what is open for writing."""
+    real = fcntl.flock
+
+    def on_nfs(descriptor, operation):
+        if fcntl.fcntl(descriptor, fcntl.F_GETFL) & os.O_ACCMODE == os.O_RDONLY:
+            raise OSError(errno.EBADF, os.strerror(errno.EBADF))
+        real(descriptor, operation)
+    monkeypatch.setattr(fcntl, "flock", on_nfs)
+    with locked(tmp_path), pytest.raises(UsageError, match="another process"), locked(tmp_path):
+        pass
+    with locked(tmp_path):
+        pass
 
 
 def limited_child(argv: list, file_bytes: int | None = None, **options) -> subprocess.CompletedProcess:
@@ -242,5 +313,7 @@ def test_lines_that_will_be_written_again_go(tmp_path):
     lines = [{"type": "train", "step": 4}, {"type": "eval", "step": 4}, {"type": "train", "step": 6},
              {"type": "eval", "step": 6}, {"type": "train", "step": 8}]
     folder.metrics.write_text("".join(json.dumps(line) + "\n" for line in lines) + '{"type": "train", "st')
+    with open(folder.metrics, "ab") as file:
+        file.write(b"\xff\n")  # what a power cut may leave
     MetricsLog(folder, 6, 4).close()
     assert [json.loads(line) for line in folder.metrics.read_text().splitlines()] == lines[:3]

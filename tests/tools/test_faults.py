@@ -83,6 +83,50 @@ def test_an_interrupted_commit_is_finished_and_said(source, tmp_path, command, d
     assert command(prepare.main, *words)[0] == 2  # that was all: they exist, and are not converted again unasked
 
 
+def test_force_converts_anew_after_an_interrupted_commit(source, tmp_path, command):
+    """The same path with other content: what was complete is not what is asked for."""
+    out = tmp_path / "sets"
+    words = ["numpy", "--source", source, "--out", out]
+    assert command(prepare.main, *words)[0] == 0
+    for split in ("train", "test"):
+        os.rename(out / split, out / f"{split}.partial")
+    (out / JOURNAL).write_text('{"sets": ["train", "test"], "removed": []}')
+    np.savez(source, train_images=random_images(50, 16, 3), train_labels=np.arange(50) % 3,
+             test_images=random_images(30, 16, 2), test_labels=np.arange(30) % 3)
+    assert command(prepare.main, *words, "--force")[0] == 0
+    assert len(ShardSet(out / "train")) == 50
+
+
+@pytest.mark.parametrize("target", ["elsewhere", "nowhere"])
+def test_a_set_that_is_a_link_is_not_replaced(source, tmp_path, command, target):
+    """A link around it, ``shards`` or ``shards/photos``, is followed; this one would leave half of a conversion."""
+    out = tmp_path / "sets"
+    out.mkdir()
+    (tmp_path / "elsewhere").mkdir()
+    (out / "train").symlink_to(tmp_path / target)
+    status, _, err = command(prepare.main, "numpy", "--source", source, "--out", out, "--force")
+    assert status == 2
+    assert f"{out / 'train'} exists and is no shard set, is a link" in err
+    assert names(out) == ["train"]
+
+
+def test_the_journal_is_seen_through_links_and_from_inside(source, tmp_path, command, monkeypatch):
+    out = tmp_path / "sets"
+    assert command(prepare.main, "numpy", "--source", source, "--out", out)[0] == 0
+    (out / JOURNAL).write_text('{"sets": ["train", "test"], "removed": []}')
+    (tmp_path / "link").symlink_to(out / "train")
+    monkeypatch.chdir(out / "train")
+    for path in (tmp_path / "link", "."):
+        with pytest.raises(DataError, match="was interrupted"):
+            ShardSet(path)
+
+
+def test_nothing_is_written_that_would_be_refused(tmp_path):
+    with pytest.raises(DataError, match="manifest"):
+        write_set(tmp_path / "s", random_images(4), np.zeros(4), tuple(f"class {n}" for n in range(2**20 + 1)))
+    assert names(tmp_path) == []
+
+
 def test_a_rename_that_fails_loses_nothing(source, tmp_path, command, monkeypatch):
     out = tmp_path / "sets"
     real = os.replace

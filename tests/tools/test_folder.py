@@ -141,7 +141,7 @@ def test_a_folder_that_is_no_shard_set_is_never_replaced(labeled, tmp_path, comm
     for flags in ([], ["--force"]):
         status, _, err = command(prepare.main, "folder", "--source", path, "--out", path, *flags)
         assert status == 2
-        assert "is no shard set, or holds other files too; choose another --out" in err
+        assert "is no shard set, is a link, or holds other files too; choose another --out" in err
         assert sorted(path.rglob("*")) == before
 
 

@@ -12,6 +12,7 @@ import pytest
 from PIL import Image
 
 from pipelines.errors import DataError
+from pipelines.reading import open_regular
 from tests.conftest import random_images
 from tools.sources import folder, images
 from tools.sources.images import FORMATS, load_image
@@ -128,6 +129,23 @@ def test_a_file_larger_than_any_image(tmp_path, frugal):
     os.truncate(tmp_path / "x.webp", 10**12)
     with frugal(16), pytest.raises(DataError, match="1,000,000,000,000 bytes found, expected at most 268,435,456"):
         load_image(tmp_path / "x.webp", 8)
+
+
+def test_hidden_files_are_no_images(tmp_path):
+    """macOS writes ._a.png beside a.png."""
+    (tmp_path / "a.png").write_bytes(encoded("PNG"))
+    (tmp_path / "._a.png").write_bytes(b"attributes")
+    (split,) = folder.read(tmp_path, 16).splits
+    assert split.num_images == 1
+
+
+def test_a_folder_in_a_file_s_place(tmp_path):
+    """Said by name, and no descriptor is left open."""
+    before = len(os.listdir("/proc/self/fd"))
+    for _ in range(3):
+        with pytest.raises(DataError, match="not a regular file"):
+            open_regular(tmp_path)
+    assert len(os.listdir("/proc/self/fd")) == before
 
 
 def test_a_pipe_among_images(tmp_path, frugal):

@@ -78,6 +78,32 @@ def test_only_the_image_named_by_the_sample_counts(tmp_path, command):
     assert np.array_equal(ShardSet(tmp_path / "s" / "train").read(np.arange(3)), images)
 
 
+def test_what_gnu_tar_and_macos_add_is_no_sample(tmp_path, command):
+    """A volume's label, and ._x.png beside x.png."""
+    images = random_images(3, 8)
+    label = tarfile.TarInfo("backup of today")
+    label.type = b"V"
+    with tarfile.open(tmp_path / "x.tar", "w", format=tarfile.GNU_FORMAT) as archive:
+        archive.addfile(label)
+        for i, image in enumerate(images):
+            for name, content in ((f"a/._{i}.png", b"attributes"), (f"a/{i}.png", png(image))):
+                info = tarfile.TarInfo(name)
+                info.size = len(content)
+                archive.addfile(info, io.BytesIO(content))
+    assert run(command, tmp_path / "x.tar", tmp_path)[0] == 0
+    assert np.array_equal(ShardSet(tmp_path / "s" / "train").read(np.arange(3)), images)
+
+
+def test_tars_that_were_put_together_lose_no_sample_unsaid(tmp_path, command):
+    """By ``cat``: whoever reads to the first end finds the first half."""
+    for name in "ab":
+        write_tar(tmp_path / f"{name}.tar", samples(random_images(2, 8)))
+    (tmp_path / "x.tar").write_bytes((tmp_path / "a.tar").read_bytes() + (tmp_path / "b.tar").read_bytes())
+    status, _, err = run(command, tmp_path / "x.tar", tmp_path)
+    assert status == 1
+    assert "x.tar: not a readable tar archive (goes on after its end; give archives" in err
+
+
 def test_val_as_part_of_a_word_is_no_test_set(tmp_path, command):
     for name in ("beach-000.tar", "carnival-000.tar", "latest.tar"):
         write_tar(tmp_path / "w" / name, samples(random_images(2, 8)))

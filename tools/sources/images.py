@@ -119,6 +119,7 @@ def image_names(folder: Path) -> list[str]:
     def names() -> Iterator[str]:
         with os.scandir(folder) as entries:
             for entry in entries:
-                if os.path.splitext(entry.name)[1].lower() in EXTENSIONS and entry.is_file():
+                hidden = entry.name.startswith(".")  # macOS writes ._x.jpg beside x.jpg
+                if not hidden and os.path.splitext(entry.name)[1].lower() in EXTENSIONS and entry.is_file():
                     yield entry.name
     return sorted(names()) if folder.is_dir() else []

@@ -12,6 +12,8 @@ MAX_EXTENSION_BYTES = 2**14  # of a header's extension (a long name, pax records
 EXTENSIONS = (tarfile.GNUTYPE_LONGNAME, tarfile.GNUTYPE_LONGLINK, tarfile.XHDTYPE, tarfile.XGLTYPE,
               tarfile.SOLARIS_XHDTYPE)
 
+VOLUME_LABEL = b"V"  # of GNU tar
+
 
 class Hostile(tarfile.TarError):
     """A header that no archive of a data set has."""
@@ -58,6 +60,8 @@ def members(archive: tarfile.TarFile, path: Path) -> Iterator[tarfile.TarInfo]:
         if archive.offset <= end or member.size < 0:
             raise DataError(f"{path}: {shown(member.name)} has a size that leads backwards")
         end = archive.offset
+        if member.type == VOLUME_LABEL:
+            continue
         if member.name.startswith("/") or ".." in member.name.split("/"):
             raise DataError(f"{path}: {shown(member.name)} leads out of the archive")
         if member.isfile() and not member.issparse():
@@ -76,8 +80,9 @@ def check_end(archive: tarfile.TarFile) -> None:
     archive.fileobj.seek(archive.offset)
     if archive.fileobj.read(tarfile.BLOCKSIZE) != bytes(tarfile.BLOCKSIZE):
         raise EOFError("ends early, without the mark of a tar's end; copy or download it again")
-    while archive.fileobj.read(2**20):
-        pass
+    while piece := archive.fileobj.read(2**20):
+        if piece.strip(b"\0"):
+            raise ValueError("goes on after its end; give archives that were put together one by one")
 
 
 def content(archive: tarfile.TarFile, member: tarfile.TarInfo, where: str, limit: int) -> bytes:

@@ -94,6 +94,8 @@ def _samples(files: list[Path], images: bool) -> Iterator[tuple[str, Item]]:
             for member in members(archive, file):
                 folder, _, name = member.name.rpartition("/")
                 stem, _, extension = name.partition(".")  # ``x.mask.png`` is no image of sample x, but a mask
+                if not stem:  # hidden: macOS writes ._x.jpg beside x.jpg
+                    continue
                 if (folder, stem) != key:
                     if key is not None:
                         yield _sample(file, key, image, label)
