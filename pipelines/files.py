@@ -22,15 +22,24 @@ def write_atomically(path: Path, write: Callable[[BinaryIO], object]) -> None:
     path = Path(path)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.partial")
     try:
-        with open(temporary, "wb") as file:
+        with named(path), open(temporary, "wb") as file:
             write(file)
             file.flush()
             os.fsync(file.fileno())
         os.replace(temporary, path)
         sync_folder(path.parent)
-    except BaseException as error:
+    except BaseException:
         temporary.unlink(missing_ok=True)
-        if isinstance(error, OSError) and error.filename is None:
+        raise
+
+
+@contextmanager
+def named(path: Path) -> Iterator[None]:
+    """While inside, an OSError that does not say of which file it is, as one of a full disk, is of this one."""
+    try:
+        yield
+    except OSError as error:
+        if error.filename is None:
             error.filename = str(path)
         raise
 

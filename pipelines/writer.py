@@ -1,11 +1,11 @@
 """Writing a shard set: everything beside its place first, the manifest last, then a rename."""
 
-import errno
 import hashlib
 import io
 import math
 import os
 import shutil
+from collections.abc import Iterable
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack
 from pathlib import Path
@@ -14,11 +14,11 @@ import numpy as np
 
 from pipelines.commit import PARTIAL, beside, clean, commit, is_ours
 from pipelines.errors import DataError, UsageError
-from pipelines.files import made, write_atomically
+from pipelines.files import made, named, write_atomically
 from pipelines.manifest import JOURNAL, MANIFEST, MAX_BYTES, Manifest, RawFile, Shard, ShardFile
 from pipelines.shards import LABEL_DTYPE, Extents, sample_hash
 
-PIECE_BYTES = 2**20  # hashed and written while it is in the CPU's cache
+PIECE_BYTES = 2**22  # written at a time, while another thread hashes the shard
 SHARD_BYTES = 32 * 2**20  # pixels per shard file: large enough to copy fast, small enough to buffer two
 
 
@@ -67,7 +67,8 @@ class ShardWriter:
             stack.enter_context(made(self.path.parent))
             self.partial.mkdir()
             stack.callback(self._remove_partial)
-            self._thread = stack.enter_context(ThreadPoolExecutor(1, thread_name_prefix="writer"))
+            self._hasher = stack.enter_context(ThreadPoolExecutor(1, thread_name_prefix="hasher"))
+            self._writer = stack.enter_context(ThreadPoolExecutor(1, thread_name_prefix="writer"))
             self._exit = stack.pop_all()
         return self
 
@@ -143,7 +144,7 @@ class ShardWriter:
         self._wait()
         buffers = self._images, self._labels
         labels = None if self._labels is None else self._labels[:self._fill]
-        self._writing = self._thread.submit(self._write_shard, self._images[:self._fill], labels)
+        self._writing = self._writer.submit(self._write_shard, self._images[:self._fill], labels)
         (self._images, self._labels), self._spare = self._spare, buffers
         self._fill = 0
 
@@ -162,13 +163,18 @@ class ShardWriter:
         header = io.BytesIO()
         np.lib.format.write_array_header_1_0(header, np.lib.format.header_data_from_array_1_0(array))
         pixels = memoryview(np.ascontiguousarray(array)).cast("B")
-        digest = hashlib.sha256()
-        with open(self.partial / name, "wb", buffering=0) as file:
-            for part in (memoryview(header.getvalue()), pixels):
-                for first in range(0, len(part), PIECE_BYTES):
-                    piece = part[first:first + PIECE_BYTES]
-                    digest.update(piece)
-                    if file.write(piece) != len(piece):
-                        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(self.partial / name))
+        parts = memoryview(header.getvalue()), pixels
+        digest = self._hasher.submit(_sha256, parts)
+        with named(self.partial / name), open(self.partial / name, "wb", buffering=0) as file:
+            for part in parts:
+                while part:
+                    part = part[file.write(part[:PIECE_BYTES]):]
             os.fsync(file.fileno())
-        return ShardFile(name, len(header.getvalue()) + len(pixels), digest.hexdigest())
+        return ShardFile(name, sum(map(len, parts)), digest.result())
+
+
+def _sha256(parts: Iterable[memoryview]) -> str:
+    digest = hashlib.sha256()
+    for part in parts:
+        digest.update(part)
+    return digest.hexdigest()

@@ -252,6 +252,7 @@ def test_a_full_disk_leaves_the_checkpoint_before(prepared, tmp_path, command, m
     assert done.returncode == 1
     lines = [line for line in done.stderr.splitlines() if "error" in line.lower()]
     assert len(lines) == 1
+    assert str(run / "checkpoint.pt") in lines[0]
     assert "Traceback" not in done.stderr
     assert (run / "checkpoint.pt").read_bytes() == before
     assert not [name for name in files(run) if name.endswith(".partial")]
