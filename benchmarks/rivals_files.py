@@ -80,21 +80,19 @@ def dali_webdataset(task: Task) -> Iterator[Batch]:
         pipe.build()
         return pipe
 
-    def labeled() -> Iterator:
-        pipe = pipeline(False)
+    def outputs(views: bool) -> Iterator:
+        pipe = pipeline(views)
         while True:
             images, digits = run_pipeline(pipe, task.device)
-            if not gpu:
-                images = images.add_(torch.randn(images.shape), alpha=task.noise)
+            yield images if gpu else images.add_(torch.randn(images.shape), alpha=task.noise), digits
+
+    def labeled() -> Iterator:
+        for images, digits in outputs(False):
             labels = ((digits.long() - 48) * torch.tensor([1000, 100, 10, 1], device=digits.device)).sum(1)
             yield images.permute(0, 3, 1, 2), labels
 
     def unlabeled() -> Iterator:
-        pipe = pipeline(True)
-        while True:
-            images, _ = run_pipeline(pipe, task.device)
-            if not gpu:
-                images = images.add_(torch.randn(images.shape), alpha=task.noise)
+        for images, _ in outputs(True):
             yield images.permute(0, 1, 4, 2, 3) if gpu else six_views(images)
     return task.paired(labeled(), unlabeled())
 

@@ -14,7 +14,7 @@ from pathlib import Path
 
 from pipelines.errors import DataError, UsageError
 from pipelines.files import remove_leftovers, sync_folder, write_atomically
-from pipelines.manifest import JOURNAL
+from pipelines.manifest import JOURNAL, plain_name
 
 PARTIAL, OLD = ".partial", ".old"  # endings of a set that is being written, and of one that is being replaced
 OUR_FILES = re.compile(r"\.?(manifest\.json|(images|labels)-\d+\.npy|(zca|standardize)-\w+\.npz)(\.\d+\.partial)?")
@@ -55,7 +55,7 @@ def recover(out: Path) -> list[str]:
         return []
     try:
         content = json.loads(journal.read_text())
-        names, removed = ([_plain(name) for name in content[key]] for key in ("sets", "removed"))
+        names, removed = ([plain_name(name) for name in content[key]] for key in ("sets", "removed"))
     except (ValueError, KeyError, TypeError) as error:
         raise DataError(f"{journal}: damaged ({error}); delete it and the sets beside it, and prepare again") from None
     _carry_out(out, names, removed)
@@ -91,9 +91,3 @@ def _carry_out(out: Path, names: Sequence[str], removed: Sequence[str]) -> None:
     sync_folder(out)
     for path in new + gone:
         shutil.rmtree(beside(path, OLD), ignore_errors=True)
-
-
-def _plain(name: object) -> str:
-    if not isinstance(name, str) or name != os.path.basename(name) or name in {"", ".", ".."}:
-        raise ValueError(f"found {name!r}, expected the name of a set")
-    return name

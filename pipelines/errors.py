@@ -68,8 +68,9 @@ def shown(value: object, nested: bool = True) -> str:
 
 
 def reason(error: Exception) -> str:
-    """What a library's exception says, or its kind where it says nothing."""
-    return str(error)[:200] or ("ends early" if isinstance(error, EOFError) else type(error).__name__)
+    """What a library's exception says, the first line of it, or its kind where it says nothing."""
+    line = str(error).strip().partition("\n")[0][:200]
+    return line or ("ends early" if isinstance(error, EOFError) else type(error).__name__)
 
 
 def positive_int(text: str) -> int:

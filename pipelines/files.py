@@ -11,7 +11,7 @@ from typing import BinaryIO
 
 from pipelines.errors import UsageError
 
-NO_LOCKS = {errno.ENOLCK, errno.EOPNOTSUPP, errno.EINVAL, errno.ENOSYS}  # of some network file systems
+NO_LOCKS = {errno.ENOLCK, errno.EOPNOTSUPP, errno.EINVAL, errno.ENOSYS, errno.EBADF}  # of some network file systems
 
 
 def write_atomically(path: Path, write: Callable[[BinaryIO], object]) -> None:
@@ -80,22 +80,28 @@ def locked(folder: Path) -> Iterator[None]:
     """
     descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
     try:
-        try:
-            try:
-                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except OSError as error:
-                if error.errno != errno.EBADF:
-                    raise
-                os.close(descriptor)  # NFS locks only what can be written
-                descriptor = os.open(folder / ".lock", os.O_RDWR | os.O_CREAT, 0o666)
-                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise UsageError(f"{folder}: another process is at work in it; wait for its end, or choose another "
-                             f"folder") from None
-        except OSError as error:
-            if error.errno not in NO_LOCKS:
-                raise
+        failed = _lock(descriptor, folder)
+        if failed == errno.EBADF:  # NFS locks only what can be written
+            writable = os.open(folder / ".lock", os.O_RDWR | os.O_CREAT, 0o666)
+            os.close(descriptor)
+            descriptor = writable
+            failed = _lock(descriptor, folder)
+        if failed:
             print(f"{folder}: this file system has no locks; do not start a second process on it", file=sys.stderr)
         yield
     finally:
         os.close(descriptor)
+
+
+def _lock(descriptor: int, folder: Path) -> int:
+    """Lock what is open; returns 0, or the error number where such a thing cannot be locked here."""
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        raise UsageError(f"{folder}: another process is at work in it; wait for its end, or choose another "
+                         f"folder") from None
+    except OSError as error:
+        if error.errno not in NO_LOCKS:
+            raise
+        return error.errno
+    return 0

@@ -164,6 +164,14 @@ def _text(value: object) -> str:
     return value
 
 
+def plain_name(value: object) -> str:
+    """A name inside a folder, as a manifest or a journal may give it; ValueError for one that leads elsewhere."""
+    name = _text(value)
+    if name != os.path.basename(name) or name in {"", ".", ".."}:
+        raise ValueError(f"file name {shown(name)} leaves the set's folder")
+    return name
+
+
 def _raw_file(raw: dict | None) -> RawFile | None:
     if raw is None:
         return None
@@ -176,7 +184,4 @@ def _raw_file(raw: dict | None) -> RawFile | None:
 
 
 def _shard_file(raw: dict) -> ShardFile:
-    name = _text(raw["name"])
-    if name != os.path.basename(name) or name in {"", ".", ".."}:
-        raise ValueError(f"file name {shown(name)} leaves the set's folder")
-    return ShardFile(name, _count(raw["bytes"]), _text(raw["sha256"]))
+    return ShardFile(plain_name(raw["name"]), _count(raw["bytes"]), _text(raw["sha256"]))

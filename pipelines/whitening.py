@@ -58,6 +58,13 @@ def zca_matrix(covariance: torch.Tensor) -> torch.Tensor:
     return (vectors / torch.sqrt(values + EPSILON)) @ vectors.T
 
 
+def fitted_shapes(kind: str, image_shape: tuple[int, int, int]) -> dict[str, tuple[int, ...]]:
+    """What is fitted for a kind of preprocessing, by name, and its shape; KeyError for no such kind."""
+    size, channels = math.prod(image_shape), image_shape[2]
+    return {"gcn": {}, "zca": {"mean": (size,), "matrix": (size, size)},
+            "standardize": {"mean": (channels,), "deviation": (channels,)}}[kind]
+
+
 class Preprocess:
     """What is the same for every pass over an image: uint8 pixels to normalised float32 pixels.
 
@@ -73,11 +80,8 @@ class Preprocess:
                  fitted_on: dict | None = None):
         self.kind, self.image_shape = kind, tuple(image_shape)
         self.fitted, self.fitted_on = fitted or {}, fitted_on or {}
-        size = math.prod(self.image_shape)
-        expected = {"gcn": {}, "zca": {"mean": (size,), "matrix": (size, size)},
-                    "standardize": {"mean": self.image_shape[2:], "deviation": self.image_shape[2:]}}
         found = {name: tuple(tensor.shape) for name, tensor in self.fitted.items()}
-        if kind not in KINDS or found != expected[kind]:
+        if kind not in KINDS or found != fitted_shapes(kind, self.image_shape):
             raise ValueError(f"preprocess {kind!r} with {found}, expected one of {KINDS} with what it needs")
 
     def to(self, device: torch.device | str) -> "Preprocess":
@@ -110,14 +114,12 @@ class Preprocess:
                     raise ValueError("compressed, which takes any amount of memory")
             with np.load(path, allow_pickle=False) as file:
                 height, width, channels = (int(n) for n in file["image_shape"])
-                values, kind = height * width * channels, str(file["kind"])
-                shapes = {"gcn": {}, "zca": {"mean": (values,), "matrix": (values, values)},
-                          "standardize": {"mean": (channels,), "deviation": (channels,)}}[kind]
-                fitted = {name: torch.from_numpy(file[name]) for name in shapes}
-                for name, shape in shapes.items():
-                    if fitted[name].dtype != torch.float32 or fitted[name].shape != shape:
-                        raise ValueError(f"{name} of {fitted[name].dtype} {tuple(fitted[name].shape)}")
-                return cls(kind, (height, width, channels), fitted, dict(json.loads(str(file["fitted_on"]))))
+                kind, shape = str(file["kind"]), (height, width, channels)
+                fitted = {name: torch.from_numpy(file[name]) for name in fitted_shapes(kind, shape)}
+                for name, tensor in fitted.items():
+                    if tensor.dtype != torch.float32:
+                        raise ValueError(f"{name} of {tensor.dtype}")
+                return cls(kind, shape, fitted, dict(json.loads(str(file["fitted_on"]))))
         except FileNotFoundError:
             raise DataError(f"{path}: missing; it holds the whitening this run was trained with") from None
         except DataError:

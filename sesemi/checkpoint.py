@@ -9,7 +9,7 @@ from pathlib import Path
 
 import torch
 
-from pipelines.errors import DataError
+from pipelines.errors import DataError, reason
 from pipelines.files import write_atomically
 
 
@@ -32,10 +32,10 @@ def save(path: Path, state: dict, keep: int = 1, before: int | None = None) -> N
             with open(path, "rb") as newest:
                 write_atomically(earlier, lambda file: shutil.copyfileobj(newest, file))
     write_atomically(path, lambda file: torch.save(state, file))
-    sound = [one for one in kept(path) if before is None or int(one.stem[-9:]) <= before]
-    for old in kept(path):
-        if old not in sound[:keep - 1]:
-            old.unlink()
+    found = kept(path)
+    sound = [one for one in found if before is None or int(one.stem[-9:]) <= before]
+    for old in set(found) - set(sound[:keep - 1]):
+        old.unlink()
 
 
 def kept(path: Path) -> list[Path]:
@@ -73,8 +73,7 @@ def load(path: Path, device: torch.device) -> dict:
     except (MemoryError, torch.OutOfMemoryError, OSError):
         raise
     except Exception as error:  # a damaged file may have PyTorch raise anything
-        reason = str(error).partition("\n")[0]
-        raise DataError(f"{path}: not a readable checkpoint ({reason})") from None
+        raise DataError(f"{path}: not a readable checkpoint ({reason(error)})") from None
 
 
 def check_same_run(path: Path, saved: dict, expected: dict) -> None:
@@ -95,8 +94,7 @@ def fits(path: Path):
     try:
         yield
     except (KeyError, TypeError, ValueError, AttributeError, RuntimeError) as error:
-        reason = str(error).strip().partition("\n")[0]
-        raise DataError(f"{path}: does not fit this run ({type(error).__name__}: {reason})") from None
+        raise DataError(f"{path}: does not fit this run ({type(error).__name__}: {reason(error)})") from None
 
 
 def random_state(device: torch.device) -> dict:

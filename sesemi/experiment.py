@@ -61,7 +61,7 @@ def train(config: Config, resume: bool = False) -> dict:
                 if saved.get(name) != shard_set.fingerprint:
                     raise DataError(f"{shard_set.path}: not the shards that {folder.path} began with; start a new "
                                     f"--run")
-            preprocess = load_whitening(folder, config, {name: one.fingerprint for name, one in sets.items()})
+            preprocess = load_whitening(folder, config, saved)
         else:
             _refuse_existing(folder)
             fitted_on = [shard_set for name, shard_set in sets.items() if name != "test"]
@@ -180,16 +180,17 @@ def evaluate(run: Path | str, device: str | None = None) -> tuple[float, int]:
     folder = RunFolder(run)
     config = load_config(folder, device)
     test_set = ShardSet(config.test_path)
-    if test_set.fingerprint != saved_fingerprints(folder).get("test"):
+    saved = saved_fingerprints(folder)
+    if test_set.fingerprint != saved.get("test"):
         raise DataError(f"{config.test_path}: not the shards that {folder.path} was trained with")
     model = build_model(config, len(test_set.classes), test_set.image_shape[2])
     state = checkpoint.load(folder.checkpoint, torch.device(config.device))
     with checkpoint.fits(folder.checkpoint):
-        checkpoint.check_same_run(folder.checkpoint, state["run"], identity(config, saved_fingerprints(folder)))
+        checkpoint.check_same_run(folder.checkpoint, state["run"], identity(config, saved))
         model.load_state_dict(state["trainer"]["model"])
     dtype = PRECISIONS[config.precision]
     autocast = torch.autocast(torch.device(config.device).type, dtype, enabled=dtype != torch.float32)
-    preprocess = load_whitening(folder, config, saved_fingerprints(folder))
+    preprocess = load_whitening(folder, config, saved)
     return error_rate(model, evaluation_loader(config, preprocess, test_set), autocast)
 
 

@@ -21,6 +21,10 @@ COMPLEX = 0x800  # a flag beside the class
 MAX_NAME = MAX_DIMENSIONS = 256  # bytes; MATLAB's names have 63
 
 
+class NewerFormat(ValueError):
+    """A file of MATLAB 7.3, which is HDF5."""
+
+
 @dataclass(frozen=True)
 class Matrix:
     """An array in a file: its shape and the type it is stored as, and where its element begins."""
@@ -76,7 +80,7 @@ def read(path: Path, names: tuple[str, ...]) -> tuple[dict[str, Matrix], list[st
     """The arrays of these names, headers read, and a few names of the others.
 
     Raises:
-        NotImplementedError: a MATLAB 7.3 file, which is HDF5.
+        NewerFormat: a MATLAB 7.3 file.
         ValueError, EOFError, zlib.error: no MATLAB 5 file, or a damaged one.
     """
     found, others, position = {}, [], HEADER_BYTES
@@ -104,7 +108,7 @@ def _element(file: BinaryIO, position: int) -> tuple[BinaryIO, str, int]:
         raise ValueError("no header of a MATLAB 5 file")
     version, = struct.unpack(f"{order}H", header[124:126])
     if version == 0x200:
-        raise NotImplementedError
+        raise NewerFormat("version 0x200 found, expected 0x100")
     if version != 0x100:
         raise ValueError(f"version {version:#x} found, expected 0x100")
     file.seek(position)

@@ -86,7 +86,7 @@ def _readable(file: Path) -> Iterator[None]:
     """DataError for what cannot be read."""
     try:
         yield
-    except NotImplementedError:
+    except matlab.NewerFormat:
         raise DataError(f"{file}: a MATLAB 7.3 (HDF5) file; SVHN's are of version 5, download it again") from None
     except (ValueError, EOFError, OSError, zlib.error) as error:
         raise DataError(f"{file}: not a readable MATLAB file ({error})") from None

@@ -68,10 +68,10 @@ def members(archive: tarfile.TarFile, path: Path) -> Iterator[tarfile.TarInfo]:
             yield member
         elif not member.isdir():
             raise DataError(f"{path}: {shown(member.name)} is a link, a device or a sparse file, expected plain files")
-    check_end(archive)
+    _check_end(archive)
 
 
-def check_end(archive: tarfile.TarFile) -> None:
+def _check_end(archive: tarfile.TarFile) -> None:
     """After the last member: raise EOFError, or what the decompressor raises, where an archive is cut off or its
     checksum is wrong.
 
