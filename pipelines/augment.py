@@ -64,16 +64,40 @@ def flip_torch(images: torch.Tensor, mirror: torch.Tensor) -> None:
     images.index_copy_(0, chosen, images.index_select(0, chosen).flip(2))
 
 
-def add_noise_torch(images: torch.Tensor, deviation: float, generator: torch.Generator) -> torch.Tensor:
-    """The PyTorch twin of ``add_noise``: a new tensor, one batched draw."""
-    return torch.empty_like(images).normal_(0.0, deviation, generator=generator).add_(images)
+def add_noise_torch(images: torch.Tensor, deviation: float, generator: torch.Generator,
+                    out: torch.Tensor | None = None) -> torch.Tensor:
+    """The PyTorch twin of ``add_noise``: one batched draw, into a new tensor or into ``out``."""
+    out = torch.empty_like(images) if out is None else out
+    return out.normal_(0.0, deviation, generator=generator).add_(images)
 
 
-def six_views_torch(images: torch.Tensor) -> torch.Tensor:
-    """The PyTorch twin of ``six_views``: (n, S, S, C) to (n, 6, S, S, C)."""
-    out = images.new_empty((len(images), VIEWS, *images.shape[1:]))
+def six_views_torch(images: torch.Tensor, out: torch.Tensor | None = None) -> torch.Tensor:
+    """The PyTorch twin of ``six_views``: (n, S, S, C) to (n, 6, S, S, C), a new tensor or ``out``."""
+    out = images.new_empty((len(images), VIEWS, *images.shape[1:])) if out is None else out
     for quarter in range(4):
         out[:, quarter] = torch.rot90(images, quarter, (1, 2))
     out[:, 4] = images.flip(2)
     out[:, 5] = images.flip(1)
     return out
+
+
+def augment_torch(images: torch.Tensor, out: torch.Tensor, mirror: torch.Tensor | None, deviation: float,
+                  generator: torch.Generator) -> None:
+    """All that follows the shift, by the PyTorch twins.
+
+    Args:
+        images: (n, H, W, C); overwritten.
+        out: what is wanted, (n, H, W, C), or (n, 6, H, W, C) for the six views.
+        mirror: which images to flip (n,), or None.
+        deviation: of the noise; 0 for none.
+        generator: of the noise.
+    """
+    views = out.ndim > images.ndim
+    if mirror is not None:
+        flip_torch(images, mirror)
+    if deviation:
+        images = add_noise_torch(images, deviation, generator, None if views else out)
+    if views:
+        six_views_torch(images, out)
+    elif images is not out:
+        out.copy_(images)

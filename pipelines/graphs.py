@@ -1,5 +1,6 @@
 """The DALI graphs of the streams, one definition for the CPU and the GPU, and how one is run."""
 
+import math
 from dataclasses import dataclass
 
 import torch
@@ -7,7 +8,7 @@ from nvidia.dali import Pipeline, fn, types
 
 from pipelines import augment
 
-PREFETCH = 2  # runs that DALI has under way: two at once, of which one is being waited for
+STEPS_PER_RUN, RUN_BYTES = 8, 16 * 2**20  # steps in a run at most, and what they may take
 EVALUATION_IMAGES = 128  # images a batch; part of what makes the evaluation's noise the same every time
 
 
@@ -20,7 +21,7 @@ class StreamOptions:
         views: six proxy views of every image, instead of the image and its label.
         flip: mirror left to right with probability one half.
         noise: standard deviation of the Gaussian noise; 0 for none.
-        steps_per_run: steps in one DALI pipeline run.
+        steps_per_run: steps in one DALI pipeline run; None for 8, or fewer where images are large.
         block_images: consecutive images read at a time; None for 8, or fewer where a window would have fewer than
             512 blocks: small against runs of equal content in the source, and many enough to mix.
         window_images: images on the device at a time; None for a size that suits the device.
@@ -30,26 +31,33 @@ class StreamOptions:
     views: bool
     flip: bool
     noise: float = augment.NOISE
-    steps_per_run: int = 4
+    steps_per_run: int | None = None
     block_images: int | None = None
     window_images: int | None = None
 
 
+def default_steps_per_run(options: StreamOptions, image_shape: tuple[int, int, int]) -> int:
+    """Steps in a run: so many that its own cost is little, so few that its batches take some 16 MiB."""
+    a_step = 4 * math.prod(image_shape) * options.batch * (augment.VIEWS if options.views else 1)
+    return max(1, min(STEPS_PER_RUN, RUN_BYTES // a_step))
+
+
 def training_graph(images, offsets, mirrors, *, size: tuple[int, int], options: StreamOptions, device_id: int | None,
-                   in_graph: bool, seed: int, threads: int = 1, checkpoint: bytes | None = None) -> Pipeline:
+                   in_graph: bool, seed: int, checkpoint: bytes | None = None) -> Pipeline:
     """The DALI graph of a training stream, not yet built; one definition for the CPU and the GPU.
 
     Args:
         images: source of padded images (n, H+4, W+4, C) by ``BatchInfo``. On the CPU they are not copied: DALI reads
-            them until as many further ones have been asked for as ``PREFETCH`` says.
+            them until the run is delivered, before which it asks for no others (streams ask for runs ahead of time).
         offsets: source of the shifts' offsets (y, x) into the padded images, int32 (n, 2).
         mirrors: source of 0 or 1 (n,): which images to mirror, where ``options.flip``.
+        options: with ``steps_per_run`` filled in.
         device_id: the GPU that everything runs on; None for the CPU backend.
         in_graph: flip, noise and views are DALI's; otherwise they are left to their PyTorch twins.
     """
     device = "cpu" if device_id is None else "gpu"
-    pipeline = Pipeline(batch_size=options.batch * options.steps_per_run, num_threads=threads, device_id=device_id,
-                        seed=seed, prefetch_queue_depth=PREFETCH, enable_checkpointing=True, checkpoint=checkpoint)
+    pipeline = Pipeline(batch_size=options.batch * options.steps_per_run, num_threads=1, device_id=device_id,
+                        seed=seed, prefetch_queue_depth=1, enable_checkpointing=True, checkpoint=checkpoint)
     with pipeline:
         padded = fn.external_source(source=images, batch=True, batch_info=True, device=device,
                                     dtype=types.FLOAT, ndim=3, layout="HWC", no_copy=device == "cpu")
@@ -67,14 +75,14 @@ def training_graph(images, offsets, mirrors, *, size: tuple[int, int], options: 
 
 
 def evaluation_graph(images, offsets, *, size: tuple[int, int], flip: bool, noise: float, device_id: int | None,
-                     in_graph: bool, seed: int, threads: int = 1) -> Pipeline:
+                     in_graph: bool, seed: int) -> Pipeline:
     """The DALI graph of the evaluation's views, not yet built.
 
     Outputs, in graph: (4 or 8, H, W, C) an image, in ``evaluation_views``'s order; otherwise the image and its
     jittered copy, (2, H, W, C), whose noise and flips are left to ``evaluation_views``.
     """
     device = "cpu" if device_id is None else "gpu"
-    pipeline = Pipeline(batch_size=EVALUATION_IMAGES, num_threads=threads, device_id=device_id, seed=seed)
+    pipeline = Pipeline(batch_size=EVALUATION_IMAGES, num_threads=1, device_id=device_id, seed=seed)
     with pipeline:
         padded = fn.external_source(source=images, batch=True, batch_info=True, device=device,
                                     dtype=types.FLOAT, ndim=3, layout="HWC")

@@ -1,13 +1,14 @@
 """Endless, seeded, resumable batches on the device: the labeled and the unlabeled stream, and the evaluation's.
 
 A stream runs a DALI pipeline whose sources are pure functions of the run's number, so that nothing has a
-cursor. One pipeline run holds several training steps, handed out as views; the next run is made on a thread of
-its own while they are.
+cursor. One pipeline run holds several training steps, handed out as views; the next runs are made on other threads
+while they are.
 """
 
+from collections import deque
 from collections.abc import Iterator, Sequence
-from concurrent.futures import Future, wait
-from dataclasses import asdict
+from concurrent.futures import Executor, Future, wait
+from dataclasses import asdict, replace
 from typing import NamedTuple
 
 import numpy as np
@@ -15,10 +16,11 @@ import torch
 
 from pipelines import augment
 from pipelines.augment import NOISE, VIEWS
+from pipelines.buffers import Buffers
 from pipelines.graphs import (
     EVALUATION_IMAGES,
-    PREFETCH,
     StreamOptions,
+    default_steps_per_run,
     evaluation_graph,
     evaluation_views,
     run_pipeline,
@@ -33,6 +35,7 @@ from pipelines.windows import Windows, default_window_images, padded_shape, to_d
 DRAWS, DALI_NOISE, TORCH_NOISE, FLIPS = 2, 3, 4, 5  # what a random number is for (the order's own keys are 0 and 1)
 BLOCK_IMAGES, WINDOW_BLOCKS = 8, 512  # images read at a time at most, and blocks in a window at least
 LABELED, UNLABELED, EVALUATION = 0, 1, 2  # which stream it is for
+RUNS_AHEAD = 2  # runs made or in the making: DALI makes one while another is augmented
 
 
 class Examples(NamedTuple):
@@ -65,11 +68,15 @@ def with_index(device: torch.device) -> torch.device:
 
 
 class Run(NamedTuple):
-    """Some steps' batches, one after another, and DALI's state before they were made, in hexadecimal."""
+    """Some steps' batches, one after another, and DALI's state before they were made, in hexadecimal.
+
+    Images are not there before all ``parts`` are done.
+    """
 
     images: torch.Tensor
     labels: torch.Tensor | None
     before: str
+    parts: tuple[Future[None], ...]
 
 
 class Stream:
@@ -83,7 +90,7 @@ class Stream:
         seed: of order, shifts, flips and noise.
         which: LABELED or UNLABELED, so that streams of one seed differ.
         device: where batches arrive; the CPU or one GPU.
-        threads: of DALI's CPU backend.
+        helpers: threads for flip, noise and views on a CPU; None for one of the stream's own.
         in_graph: flip, noise and views by DALI (the GPU's way) instead of PyTorch; None for what the device does best.
 
     Iterating yields Examples: (batch, C, H, W) and labels, or with views (6·batch, C, H, W), image by image,
@@ -91,7 +98,8 @@ class Stream:
     """
 
     def __init__(self, sources: Sequence[ShardSet | Subset], preprocess: Preprocess, options: StreamOptions, *,
-                 seed: int, which: int, device: torch.device, threads: int = 1, in_graph: bool | None = None):
+                 seed: int, which: int, device: torch.device, helpers: Executor | None = None,
+                 in_graph: bool | None = None):
         if options.batch % len(sources) or (len(sources) > 1 and not options.views):
             raise ValueError(f"batches of {options.batch} from {len(sources)} sources")
         device = with_index(device)
@@ -100,20 +108,24 @@ class Stream:
         blocks = options.block_images or default_block_images(window_images)
         self.orders = tuple(Order(len(source), window_images, blocks, seed_from(seed, which, number))
                             for number, source in enumerate(sources))
-        self.options = options
+        self.options = replace(options, steps_per_run=options.steps_per_run or default_steps_per_run(options, shape))
         on_device = preprocess.to(device)
         self._windows = [Windows(source, order, on_device, device)
                          for source, order in zip(sources, self.orders, strict=True)]
         self._labels = None if options.views else sources[0].labels.astype(np.int64)
         self._size = shape[:2]
-        self._run_images = options.batch * options.steps_per_run
+        self._run_images = options.batch * self.options.steps_per_run
         self._key = (seed, which)
-        self._device, self._threads = device, threads
+        self._device = device
         self._in_graph = device.type == "cuda" if in_graph is None else in_graph
         self._proxy_labels = torch.arange(VIEWS, device=device).repeat(options.batch)
-        self._staging = [torch.empty(0)] * PREFETCH  # where runs are gathered, for DALI to read; the CPU's only
+        self._staging: torch.Tensor | None = None  # where a run is gathered for DALI to read; the CPU's only
+        views = (VIEWS,) if options.views else ()
+        self._results = Buffers((self._run_images, *views, *shape))  # where they are augmented; the CPU's only
         self._worker = background_thread("stream", device)  # the one thread that calls the pipeline
-        self._next: Future[Run] | None = None
+        self._helpers = helpers or background_thread("augment", device)
+        self._threads = [self._worker] if helpers else [self._worker, self._helpers]
+        self._coming: deque[Future[Run]] = deque()
         self._start(step=0, checkpoint=None)
 
     @property
@@ -128,7 +140,10 @@ class Stream:
         inside = self._step % self.options.steps_per_run
         if self._run is None or inside == 0:
             self._run = self._ahead().result()
-            self._next = self._submit(self._step // self.options.steps_per_run + 1)
+            self._coming.popleft()
+            for part in self._run.parts:
+                part.result()
+            self._ahead()
         self._step += 1
         images, labels = (None if part is None else part.chunk(self.options.steps_per_run)[inside]
                           for part in self._run[:2])
@@ -149,37 +164,37 @@ class Stream:
 
     def close(self) -> None:
         """Let go of windows and threads; the stream delivers no more."""
-        self._worker.shutdown(wait=True, cancel_futures=True)
+        for threads in self._threads:
+            threads.shutdown(wait=True, cancel_futures=True)
         for windows in self._windows:
             windows.close()
-        self._pipeline = self._next = self._run = None
+        self._coming.clear()
+        self._pipeline = self._run = None
 
     def _identity(self) -> dict:
         orders = [{name: value for name, value in asdict(order).items() if name != "seed"} for order in self.orders]
         return {"key": list(self._key), "in_graph": self._in_graph, **asdict(self.options), "orders": orders}
 
     def _start(self, step: int, checkpoint: str | None) -> None:
-        if self._next is not None:
-            wait([self._next])  # the old pipeline may be at work on the windows
+        wait(self._coming)  # the old pipeline may be at work on the windows
+        self._coming.clear()  # made when first asked for: a stream that is about to be put elsewhere loads nothing
         self._step = step
+        self._asked = step // self.options.steps_per_run  # the first run that nobody has asked for
         self._run: Run | None = None
-        self._next = None  # made when first asked for: a stream that is about to be put elsewhere loads nothing
         self._pipeline = training_graph(
             self._source_images, self._source_offsets, lambda info: self._mirrors(info.iteration),
             size=self._size, options=self.options,
             device_id=self._device.index if self._device.type == "cuda" else None, in_graph=self._in_graph,
-            seed=seed_from(*self._key, DALI_NOISE), threads=self._threads,
+            seed=seed_from(*self._key, DALI_NOISE),
             checkpoint=None if checkpoint is None else bytes.fromhex(checkpoint))
         self._built = False
 
-    def _ahead(self) -> "Future[Run]":
-        """The run that follows, made or in the making."""
-        if self._next is None:
-            self._next = self._submit(self._step // self.options.steps_per_run)
-        return self._next
-
-    def _submit(self, number: int) -> "Future[Run]":
-        return self._worker.submit(self._make_run, number)
+    def _ahead(self) -> Future[Run]:
+        """The run that follows, made or in the making, as are others after it."""
+        while len(self._coming) < RUNS_AHEAD:
+            self._coming.append(self._worker.submit(self._make_run, self._asked))
+            self._asked += 1
+        return self._coming[0]
 
     def _make_run(self, number: int) -> Run:
         """On the worker's thread: run ``number`` of the pipeline, which makes them in order."""
@@ -188,22 +203,32 @@ class Stream:
             self._built = True
         before = self._pipeline.checkpoint().hex()
         (images,) = run_pipeline(self._pipeline, self._device)
+        parts = ()
         if not self._in_graph:
-            if self.options.flip:
-                augment.flip_torch(images, torch.from_numpy(self._mirrors(number)))
-            if self.options.noise:
-                random = torch.Generator().manual_seed(seed_from(*self._key, TORCH_NOISE, number))
-                images = augment.add_noise_torch(images, self.options.noise, random)
-            if self.options.views:
-                images = augment.six_views_torch(images)
+            images, parts = self._augment(images, number)
         if self.options.views:
             images = images.flatten(0, 1)
-        return Run(images.permute(0, 3, 1, 2), self._labels_of(number), before)
+        return Run(images.permute(0, 3, 1, 2), self._labels_of(number), before, parts)
+
+    def _augment(self, images: torch.Tensor, number: int) -> tuple[torch.Tensor, tuple[Future[None], ...]]:
+        """Have the helpers augment run ``number``: where they put it, and what to wait for.
+
+        In two parts, so that two can work on it; each step has a seed of its own, so that the parts make no difference.
+        """
+        steps = self.options.steps_per_run
+        out = self._results.take()
+        mirrors = torch.from_numpy(self._mirrors(number)).chunk(steps) if self.options.flip else [None] * steps
+        seeds = generator(*self._key, TORCH_NOISE, number).integers(2**31, size=steps).tolist()
+
+        def work(first: int, last: int) -> None:
+            for batch, result, mirror, seed in todo[first:last]:
+                augment.augment_torch(batch, result, mirror, self.options.noise, torch.Generator().manual_seed(seed))
+        todo = list(zip(images.chunk(steps), out.chunk(steps), mirrors, seeds, strict=True))
+        return out, tuple(self._helpers.submit(work, *bounds) for bounds in ((0, steps // 2), (steps // 2, steps)))
 
     def _source_images(self, info) -> np.ndarray | torch.Tensor:
         count = self._run_images // len(self._windows)  # of each source, in one run
-        slot = info.iteration % PREFETCH  # DALI is done with the run that was here: it has been delivered
-        out = self._staging[slot] if len(self._windows) == 1 and len(self._staging[slot]) else None
+        out = self._staging if len(self._windows) == 1 else None  # DALI is done with the run before: it was delivered
         parts = [windows.gather(info.iteration * count, count, out) for windows in self._windows]
         if len(parts) == 1:
             images = parts[0]
@@ -211,7 +236,7 @@ class Stream:
             images = torch.cat([part.unflatten(0, (self.options.steps_per_run, -1)) for part in parts], 1).flatten(0, 1)
         if images.is_cuda:
             return images
-        self._staging[slot] = images
+        self._staging = images
         return images.numpy()
 
     def _source_offsets(self, info) -> np.ndarray:
@@ -242,7 +267,7 @@ class SemiSupervisedLoader:
         seed: of everything random.
         device: the CPU or one GPU.
         noise: standard deviation; 0 for none.
-        threads: of DALI's CPU backend.
+        threads: for flip, noise and views on a CPU; batches do not depend on how many.
         window_images: see StreamOptions.
     """
 
@@ -250,7 +275,8 @@ class SemiSupervisedLoader:
                  batch_unlabeled: int = 16, flip: bool = True, seed: int = 0, device: torch.device | str = "cpu",
                  noise: float = NOISE, threads: int = 1, window_images: int | None = None):
         device = torch.device(device)
-        common = {"seed": seed, "device": device, "threads": threads}
+        self._helpers = background_thread("augment", device, threads)
+        common = {"seed": seed, "device": device, "helpers": self._helpers}
         self.labeled = Stream([labeled], preprocess, StreamOptions(
             batch_unlabeled * VIEWS, views=False, flip=flip, noise=noise, window_images=window_images),
             which=LABELED, **common)
@@ -282,6 +308,7 @@ class SemiSupervisedLoader:
         self.labeled.close()
         if self.unlabeled is not None:
             self.unlabeled.close()
+        self._helpers.shutdown(wait=True, cancel_futures=True)
 
 
 class EvaluationLoader:
@@ -298,11 +325,11 @@ class EvaluationLoader:
     """
 
     def __init__(self, source: ShardSet | Subset, preprocess: Preprocess, *, flip: bool, seed: int = 0,
-                 device: torch.device | str = "cpu", noise: float = NOISE, threads: int = 1):
+                 device: torch.device | str = "cpu", noise: float = NOISE):
         self._device = with_index(torch.device(device))
         self._source, self._preprocess = source, preprocess.to(self._device)
         self._labels = torch.from_numpy(source.labels.astype(np.int64))
-        self._flip, self._noise, self._seed, self._threads = flip, noise, seed, threads
+        self._flip, self._noise, self._seed = flip, noise, seed
         self.views = 8 if flip else 4
 
     def __len__(self) -> int:
@@ -315,7 +342,7 @@ class EvaluationLoader:
         pipeline = evaluation_graph(
             self._source_images, self._source_offsets, size=self._source.image_shape[:2], flip=self._flip,
             noise=self._noise, device_id=self._device.index if in_graph else None, in_graph=in_graph,
-            seed=seed_from(*key, DALI_NOISE), threads=self._threads)
+            seed=seed_from(*key, DALI_NOISE))
         pipeline.build()
         for number in range(len(self)):
             (images,) = run_pipeline(pipeline, self._device)

@@ -43,8 +43,8 @@ def gcn(images: torch.Tensor) -> torch.Tensor:
         images of one colour become zeros. The scale of the input cancels, so it is the reference's result for
         pixels in [0, 1].
     """
-    flat = images.reshape(len(images), -1).to(torch.float32)
-    flat = flat - flat.mean(dim=1, keepdim=True)
+    flat = images.reshape(len(images), -1).to(torch.float32, copy=True)
+    flat -= flat.mean(dim=1, keepdim=True)
     norm = torch.linalg.vector_norm(flat, dim=1, keepdim=True)
     norm = torch.where(norm < 255 * EPSILON, torch.ones_like(norm), norm)
     return flat.mul_(GCN_NORM * math.sqrt(flat.shape[1] / GCN_VALUES) / norm)

@@ -8,7 +8,7 @@ source that fits one window is loaded once and stays.
 import math
 import os
 from collections.abc import Callable, Iterable
-from concurrent.futures import Future
+from concurrent.futures import Future, wait
 from functools import lru_cache
 from itertools import groupby
 
@@ -16,6 +16,7 @@ import numpy as np
 import torch
 
 from pipelines.augment import MAX_SHIFT, fill_border
+from pipelines.buffers import Buffers
 from pipelines.sampling import Order
 from pipelines.shards import ImageSource
 from pipelines.threads import background_thread
@@ -78,7 +79,8 @@ class Windows:
         self.loaded = 0  # windows read so far
         self._source, self._order, self._preprocess, self._device = source, order, preprocess, device
         self._contents: dict[tuple[int, int], Future] = {}
-        self._free: list[torch.Tensor] = []
+        self._shape = padded_shape(order.largest_window, source.image_shape)
+        self._buffers = Buffers(self._shape)
         # Small sets have many epochs, so many windows, in one run of a pipeline.
         self._window = lru_cache(max(4, CACHED_ROWS // order.largest_window))(order.window)
         self._worker = background_thread("window", device)
@@ -116,17 +118,16 @@ class Windows:
         """Let go of the windows and of the background thread."""
         self._worker.shutdown(wait=True, cancel_futures=True)
         self._contents.clear()
-        self._free.clear()
 
     def _key(self, epoch: int, window: int) -> tuple[int, int]:
         return (0, 0) if self._order.windows == 1 else (epoch, window)
 
     def _want(self, keys: list[tuple[int, int]]) -> None:
-        """Have these windows loading or loaded, and no others; the memory of those that go is used again."""
+        """Have these windows loading or loaded, and no others."""
         for key in [key for key in self._contents if key not in keys]:
             gone = self._contents.pop(key)
-            if self._stream is None and not gone.cancel() and gone.exception() is None:
-                self._free.append(gone.result())
+            if not gone.cancel():
+                wait([gone])  # there is memory for two windows, not for three
         for key in keys:
             if key not in self._contents:
                 self._contents[key] = self._worker.submit(self._load, *key)
@@ -135,8 +136,8 @@ class Windows:
         indices, _ = self._order.window(epoch, window)
         pixels = self._source.read(indices)
         self.loaded += 1
-        if self._stream is None:  # fresh pages would cost the CPU more than the normalisation
-            window_images = self._free.pop() if self._free else self._empty()
+        if self._stream is None:
+            window_images = self._buffers.take()
             if self.loaded > 1:
                 to_device(pixels, self._preprocess, window_images[:len(pixels)])
             else:  # somebody is waiting for the first
@@ -145,12 +146,8 @@ class Windows:
             return window_images
         with torch.cuda.device(self._device), torch.cuda.stream(self._stream):
             # A new tensor each time: the allocator keeps the memory, and knows when the drawing stream is done with it.
-            window_images = self._empty()
+            window_images = torch.empty(self._shape, device=self._device)
             to_device(pixels, self._preprocess, window_images[:len(pixels)])
         self._stream.synchronize()  # this thread waits, so that the drawing one need not
         window_images.record_stream(torch.cuda.current_stream(self._device))
         return window_images
-
-    def _empty(self) -> torch.Tensor:
-        """Memory for any window of this source."""
-        return torch.empty(padded_shape(self._order.largest_window, self._source.image_shape), device=self._device)

@@ -21,7 +21,7 @@ def graph(which: str, device_id: int | None, in_graph: bool = True):
     common = {"size": (32, 32), "device_id": device_id, "in_graph": in_graph, "seed": 1}
     if which == "evaluation":
         return evaluation_graph(lambda info: None, lambda info: None, flip=True, noise=0.15, **common)
-    options = StreamOptions(16, views=which == "unlabeled", flip=which == "labeled")
+    options = StreamOptions(16, views=which == "unlabeled", flip=which == "labeled", steps_per_run=4)
     return training_graph(lambda info: None, lambda info: None, lambda info: None, options=options, **common)
 
 

@@ -158,6 +158,32 @@ def test_batches_are_the_caller_s(small_set):
     other.close()
 
 
+def test_memory_is_used_again_when_its_batches_are_gone_and_not_before(small_set):
+    """A batch of every third run is kept, among others that are not."""
+    one, other = stream(small_set), stream(small_set)
+    addresses, kept, expected = [], [], []
+    for step, (batch, same) in enumerate(zip(one, other, strict=False)):
+        addresses.append(batch.images.untyped_storage().data_ptr())
+        if step % 12 == 0:
+            kept.append(batch)
+            expected.append(tuple(part.clone() for part in same))
+        if step == 119:
+            break
+    assert equal(kept, expected)
+    assert len(set(addresses)) < 20  # of 30 runs, 10 are kept
+    one.close()
+    other.close()
+
+
+def test_batches_do_not_depend_on_threads(small_set):
+    feeds = [SemiSupervisedLoader(small_set, [small_set], PREPROCESS, batch_unlabeled=4, threads=threads)
+             for threads in (1, 3)]
+    for one, other in zip(*(take(feed, 20) for feed in feeds), strict=True):
+        assert equal([one.labeled, one.unlabeled], [other.labeled, other.unlabeled])
+    for feed in feeds:
+        feed.close()
+
+
 def test_streams_and_seeds_are_independent(small_set):
     feeds = [SemiSupervisedLoader(small_set, [small_set], PREPROCESS, batch_unlabeled=4, seed=seed)
              for seed in (0, 0, 1)]

@@ -1,0 +1,24 @@
+"""Memory that is used again once nothing looks at it: fresh pages cost a CPU as much as the work done in them."""
+
+import weakref
+
+import numpy as np
+import torch
+
+
+class Buffers:
+    """Float32 tensors of one shape on the CPU, their values undefined, out of memory that is used again.
+
+    A tensor belongs to whoever took it, and may be kept: its memory is used again when it and all views of it are gone.
+    """
+
+    def __init__(self, shape: tuple[int, ...]):
+        self._shape = shape
+        self._unused: list[np.ndarray] = []
+
+    def take(self) -> torch.Tensor:
+        """A tensor that shares its memory with no other one that is alive."""
+        memory = self._unused.pop() if self._unused else np.empty(self._shape, np.float32)
+        seen = memory[:]  # the tensor's storage keeps this array alive, not the memory's own
+        weakref.finalize(seen, self._unused.append, memory).atexit = False
+        return torch.from_numpy(seen)
