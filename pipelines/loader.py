@@ -1,4 +1,4 @@
-"""Endless, seeded, resumable batches on the device: the labeled and the unlabeled stream, and the evaluation's.
+"""Endless, seeded, resumable batches on the device: the labeled and the unlabeled stream.
 
 A stream runs a DALI pipeline whose sources are pure functions of the run's number, so that nothing has a
 cursor. One pipeline run holds several training steps, handed out as views; the next runs are made on other threads
@@ -6,7 +6,7 @@ while they are.
 """
 
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from concurrent.futures import Executor, Future, wait
 from dataclasses import asdict, replace
 from typing import NamedTuple
@@ -18,19 +18,16 @@ from pipelines import augment
 from pipelines.augment import NOISE, VIEWS
 from pipelines.buffers import Buffers
 from pipelines.graphs import (
-    EVALUATION_IMAGES,
     StreamOptions,
     default_steps_per_run,
-    evaluation_graph,
-    evaluation_views,
     run_pipeline,
     training_graph,
 )
-from pipelines.sampling import Order, draw_jitter, draw_shift, generator, seed_from
+from pipelines.sampling import Order, draw_shift, generator, seed_from
 from pipelines.shards import ShardSet, Subset
 from pipelines.threads import background_thread
 from pipelines.whitening import Preprocess
-from pipelines.windows import Windows, default_window_images, padded_shape, to_device, upload
+from pipelines.windows import Windows, default_window_images, upload
 
 DRAWS, DALI_NOISE, TORCH_NOISE, FLIPS = 2, 3, 4, 5  # what a random number is for (the order's own keys are 0 and 1)
 BLOCK_IMAGES, WINDOW_BLOCKS = 8, 512  # images read at a time at most, and blocks in a window at least
@@ -309,61 +306,3 @@ class SemiSupervisedLoader:
         if self.unlabeled is not None:
             self.unlabeled.close()
         self._helpers.shutdown(wait=True, cancel_futures=True)
-
-
-class EvaluationLoader:
-    """Every test image exactly once, in order, in 8 views (4 without flips); the same views at every pass.
-
-    Args:
-        source: labeled images.
-        preprocess: fitted normalisation.
-        flip: add the four views of the flipped image.
-        seed: of jitter and noise.
-        device: the CPU or one GPU.
-
-    Iterating yields Examples: (n·views, C, H, W), image by image, and labels (n,). The last batch is smaller.
-    """
-
-    def __init__(self, source: ShardSet | Subset, preprocess: Preprocess, *, flip: bool, seed: int = 0,
-                 device: torch.device | str = "cpu", noise: float = NOISE):
-        self._device = with_index(torch.device(device))
-        self._source, self._preprocess = source, preprocess.to(self._device)
-        self._labels = torch.from_numpy(source.labels.astype(np.int64))
-        self._flip, self._noise, self._seed = flip, noise, seed
-        self.views = 8 if flip else 4
-
-    def __len__(self) -> int:
-        """Batches in a pass."""
-        return -(-len(self._source) // EVALUATION_IMAGES)
-
-    def __iter__(self) -> Iterator[Examples]:
-        in_graph = self._device.type == "cuda"
-        key = (self._seed, EVALUATION)
-        pipeline = evaluation_graph(
-            self._source_images, self._source_offsets, size=self._source.image_shape[:2], flip=self._flip,
-            noise=self._noise, device_id=self._device.index if in_graph else None, in_graph=in_graph,
-            seed=seed_from(*key, DALI_NOISE))
-        pipeline.build()
-        for number in range(len(self)):
-            (images,) = run_pipeline(pipeline, self._device)
-            if not in_graph:
-                random = torch.Generator().manual_seed(seed_from(*key, TORCH_NOISE, number))
-                images = evaluation_views(images, self._flip, self._noise, random)
-            labels = self._labels[number * EVALUATION_IMAGES:(number + 1) * EVALUATION_IMAGES]
-            yield Examples(images.flatten(0, 1).permute(0, 3, 1, 2), labels.to(self._device))
-
-    def _indices(self, info) -> np.ndarray:
-        if info.iteration >= len(self):
-            raise StopIteration
-        return np.arange(info.iteration * EVALUATION_IMAGES,
-                         min(len(self._source), (info.iteration + 1) * EVALUATION_IMAGES))
-
-    def _source_images(self, info) -> np.ndarray | torch.Tensor:
-        pixels = self._source.read(self._indices(info))
-        images = torch.empty(padded_shape(len(pixels), self._source.image_shape), device=self._device)
-        to_device(pixels, self._preprocess, images)
-        return images if images.is_cuda else images.numpy()
-
-    def _source_offsets(self, info) -> np.ndarray:
-        random = generator(self._seed, EVALUATION, DRAWS, info.iteration)
-        return draw_jitter(random, len(self._indices(info))).T.astype(np.int32, order="C")

@@ -2,7 +2,7 @@
 
 import torch
 
-from pipelines.loader import EvaluationLoader
+from pipelines.evaluation import EvaluationLoader
 from pipelines.progress import progress_bar
 from sesemi.model import SesemiModel
 

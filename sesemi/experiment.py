@@ -9,8 +9,9 @@ import torch
 
 from pipelines import whitening
 from pipelines.errors import DataError, UsageError
+from pipelines.evaluation import EvaluationLoader
 from pipelines.files import locked, made, remove_leftovers
-from pipelines.loader import EvaluationLoader, SemiSupervisedLoader
+from pipelines.loader import SemiSupervisedLoader
 from pipelines.memory import peak_rss_bytes
 from pipelines.progress import progress_bar
 from pipelines.sampling import class_balanced_subset

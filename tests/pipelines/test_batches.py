@@ -4,9 +4,10 @@ import numpy as np
 import pytest
 import torch
 
+from pipelines.evaluation import EvaluationLoader
 from pipelines.graphs import EVALUATION_IMAGES, StreamOptions
 from pipelines.loader import UNLABELED as UNLABELED_STREAM
-from pipelines.loader import EvaluationLoader, SemiSupervisedLoader, Stream
+from pipelines.loader import SemiSupervisedLoader, Stream
 from pipelines.sampling import class_balanced_subset
 from pipelines.shards import Subset
 from pipelines.whitening import prepare

@@ -3,8 +3,9 @@
 import pytest
 import torch
 
+from pipelines.evaluation import EvaluationLoader
 from pipelines.graphs import StreamOptions
-from pipelines.loader import LABELED, UNLABELED, EvaluationLoader, Stream
+from pipelines.loader import LABELED, UNLABELED, Stream
 from pipelines.whitening import prepare
 
 pytestmark = pytest.mark.gpu
