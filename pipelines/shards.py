@@ -85,7 +85,8 @@ class Extents:
                 raise IndexError(f"{self._paths[0]}: image index outside 0 to {len(self) - 1}")
             self._read(indices, out)
         if self._layout == "CWH":
-            return planes_last(out.reshape(-1, channels, width, height).transpose(0, 1, 3, 2))
+            planes, out = out.reshape(-1, channels, width, height), np.empty_like(out)
+            copy_pixels(planes.transpose(0, 3, 2, 1), out.reshape(-1, height, width, channels))
         return out.reshape(-1, height, width, channels)
 
     def _read(self, indices: np.ndarray, out: np.ndarray) -> None:
@@ -119,13 +120,13 @@ class Extents:
             raise DataError(f"{path}: replaced or changed while in use; start again")
 
 
-def planes_last(planes: np.ndarray) -> np.ndarray:
-    """(n, C, H, W), in whatever order in memory, to contiguous (n, H, W, C); plane by plane, since that is fast."""
-    count, channels, height, width = planes.shape
-    out = np.empty((count, height, width, channels), planes.dtype)
-    for channel in range(channels):
-        out[..., channel] = planes[:, channel]
-    return out
+def copy_pixels(images: np.ndarray, out: np.ndarray) -> None:
+    """Copy images (n, H, W, C) into others; plane by plane where their planes lie apart, since that is fast."""
+    if images.strides[-1] > images.strides[-2]:
+        for channel in range(images.shape[-1]):
+            out[..., channel] = images[..., channel]
+    else:
+        out[...] = images
 
 
 def sample_hash(images: ImageSource) -> str:

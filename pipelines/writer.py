@@ -8,6 +8,7 @@ import shutil
 from collections.abc import Iterable
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack
+from io import FileIO
 from pathlib import Path
 
 import numpy as np
@@ -16,7 +17,7 @@ from pipelines.commit import PARTIAL, beside, clean, commit, is_ours
 from pipelines.errors import DataError, UsageError
 from pipelines.files import made, named, write_atomically
 from pipelines.manifest import JOURNAL, MANIFEST, MAX_BYTES, Manifest, RawFile, Shard, ShardFile
-from pipelines.shards import LABEL_DTYPE, Extents, sample_hash
+from pipelines.shards import LABEL_DTYPE, Extents, copy_pixels, sample_hash
 
 PIECE_BYTES = 2**22  # written at a time, while another thread hashes the shard
 SHARD_BYTES = 32 * 2**20  # pixels per shard file: large enough to copy fast, small enough to buffer two
@@ -55,6 +56,7 @@ class ShardWriter:
         self._images, self._labels = buffers()
         self._spare = buffers()  # filled while the others are hashed and written
         self._writing: Future[None] | None = None
+        self._syncing: list[Future[None]] = []  # files of the last shard, on their way to the disk
 
     def __enter__(self) -> "ShardWriter":
         if os.path.lexists(self.path) and not is_ours(self.path):
@@ -68,6 +70,7 @@ class ShardWriter:
             self.partial.mkdir()
             stack.callback(self._remove_partial)
             self._hasher = stack.enter_context(ThreadPoolExecutor(1, thread_name_prefix="hasher"))
+            self._syncer = stack.enter_context(ThreadPoolExecutor(1, thread_name_prefix="syncer"))
             self._writer = stack.enter_context(ThreadPoolExecutor(1, thread_name_prefix="writer"))
             self._exit = stack.pop_all()
         return self
@@ -87,20 +90,21 @@ class ShardWriter:
         done = 0
         while done < len(images):
             take = min(len(images) - done, len(self._images) - self._fill)
-            self._images[self._fill:self._fill + take] = images[done:done + take]
+            copy_pixels(images[done:done + take], self._images[self._fill:self._fill + take])
             if self._labels is not None:
                 self._labels[self._fill:self._fill + take] = labels[done:done + take]
             self._fill += take
             done += take
             if self._fill == len(self._images):
-                self._flush()
+                self.flush()
         self.num_images += len(images)
 
     def finish(self) -> Manifest:
         """Write the last shard and then the manifest; the set appears when the context is left."""
-        if self._fill:
-            self._flush()
+        self.flush()
         self._wait()
+        for sync in self._syncing:
+            sync.result()
         if not self.num_images:
             raise DataError(f"{self.path}: no images found for split {self._fields['split']!r}")
         return self._finish(Manifest(num_images=self.num_images, shards=tuple(self._shards), source=self.source,
@@ -139,8 +143,10 @@ class ShardWriter:
         if not (self.path.parent / JOURNAL).exists():  # else it is complete, and to be put in place by ``recover``
             shutil.rmtree(self.partial, ignore_errors=True)
 
-    def _flush(self) -> None:
-        """Have the buffers written in the background, once those before them are, and go on with the others."""
+    def flush(self) -> None:
+        """Have what there is written as a shard, in the background, once those before it are."""
+        if not self._fill:
+            return
         self._wait()
         buffers = self._images, self._labels
         labels = None if self._labels is None else self._labels[:self._fill]
@@ -155,9 +161,12 @@ class ShardWriter:
 
     def _write_shard(self, images: np.ndarray, labels: np.ndarray | None) -> None:
         number = len(self._shards)
+        before, self._syncing = self._syncing, []
         image_file = self._write(f"images-{number:05d}.npy", images)
         label_file = None if labels is None else self._write(f"labels-{number:05d}.npy", labels)
         self._shards.append(Shard(len(images), image_file, label_file))
+        for sync in before:
+            sync.result()
 
     def _write(self, name: str, array: np.ndarray) -> ShardFile:
         header = io.BytesIO()
@@ -165,12 +174,19 @@ class ShardWriter:
         pixels = memoryview(np.ascontiguousarray(array)).cast("B")
         parts = memoryview(header.getvalue()), pixels
         digest = self._hasher.submit(_sha256, parts)
-        with named(self.partial / name), open(self.partial / name, "wb", buffering=0) as file:
+        with named(self.partial / name), ExitStack() as stack:
+            file = stack.enter_context(open(self.partial / name, "wb", buffering=0))
             for part in parts:
                 while part:
                     part = part[file.write(part[:PIECE_BYTES]):]
-            os.fsync(file.fileno())
+            self._syncing.append(self._syncer.submit(_sync, file))
+            stack.pop_all()  # it is closed there
         return ShardFile(name, sum(map(len, parts)), digest.result())
+
+
+def _sync(file: FileIO) -> None:
+    with file, named(Path(file.name)):
+        os.fsync(file.fileno())
 
 
 def _sha256(parts: Iterable[memoryview]) -> str:

@@ -137,6 +137,9 @@ def prepare(source: Source, out: Path, replace: bool = False, exclude: Sequence[
                 if excluded:
                     writer.source["excluded"] = {"sets": [str(path) for path in exclude], "images": excluded.dropped}
                     excluded.dropped = 0
+                writer.flush()
+        if not in_place:
+            for writer in writers:
                 writer.finish()
         written = [split.name for split in source.splits]
         removed = [name for name in SPLITS if replace and name not in written and (out / name / MANIFEST).exists()

@@ -10,7 +10,6 @@ import numpy as np
 
 from pipelines.errors import DataError, shown
 from pipelines.reading import open_regular
-from pipelines.shards import planes_last
 from tools.sources import Batches, Source, Split, tars
 from tools.sources.pickles import MAX_FILE_BYTES, as_text, load_dict
 
@@ -132,7 +131,7 @@ def _batches(opened: Opened, files: Files, split: str, suffix: str, which: int) 
                 rows, labels = reader(where, stream, files, files.images_per_file[split], which)
             if labels.min() < 0 or labels.max() >= classes:
                 raise DataError(f"{where}: labels {labels.min()} to {labels.max()} found, 0 to {classes - 1} expected")
-            yield planes_last(rows.reshape(-1, 3, 32, 32)), labels
+            yield rows.reshape(-1, 3, 32, 32).transpose(0, 2, 3, 1), labels
     return batches
 
 
@@ -145,12 +144,13 @@ def _pickled(where: str, stream: BinaryIO, files: Files, count: int, which: int)
     if not isinstance(rows, np.ndarray) or rows.dtype != np.uint8 or rows.shape != (count, ROW_BYTES):
         found = f"{rows.dtype} {rows.shape}" if isinstance(rows, np.ndarray) else type(rows).__name__
         raise DataError(f"{where}: data is {found}, expected uint8 {(count, ROW_BYTES)}")
-    if not isinstance(labels, list) or len(labels) != count or not all(isinstance(n, int) for n in labels):
+    if not isinstance(labels, list) or len(labels) != count or not set(map(type, labels)) <= {int, bool}:
         raise DataError(f"{where}: {key} are not a list of {count} integers")
-    wrong = next((n for n in labels if not 0 <= n < 2**31), None)
-    if wrong is not None:
-        raise DataError(f"{where}: label {shown(wrong)} found, expected 0 to {files.labels[which][1] - 1}")
-    return rows, np.array(labels, dtype=np.int64)
+    try:
+        return rows, np.array(labels, dtype=np.int64)
+    except OverflowError:
+        wrong = next(n for n in labels if not -2**63 <= n < 2**63)
+        raise DataError(f"{where}: label {shown(wrong)} found, expected 0 to {files.labels[which][1] - 1}") from None
 
 
 def _binary(where: str, stream: BinaryIO, files: Files, count: int, which: int) -> tuple[np.ndarray, np.ndarray]:

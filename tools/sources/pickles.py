@@ -14,6 +14,7 @@ from pipelines.errors import DataError, reason, shown
 
 MAX_FILE_BYTES = 2**28  # the largest real one, CIFAR-100's training file, has 155 MB
 MAX_STEPS = 2**21  # opcodes of a pickle; the index of Tiny Images has 0.5 million. A step can take 100 bytes
+LONG = 2**16  # bytes of a string from which on a copy costs more than a view
 OPCODES = {ord(opcode.code): opcode.name for opcode in pickletools.opcodes}
 PLAIN = """PROTO FRAME STOP MARK MEMOIZE PUT BINPUT LONG_BINPUT GET BINGET LONG_BINGET
 NONE NEWTRUE NEWFALSE INT BININT BININT1 BININT2 LONG LONG1 LONG4 FLOAT BINFLOAT
@@ -37,8 +38,9 @@ class Array:
     def fill(self, shape: object, dtype: object, fortran: object, content: object) -> None:
         """Raises UnpicklingError for anything but bytes of that shape."""
         plain = isinstance(shape, tuple) and len(shape) <= 4 and all(type(n) is int and n >= 0 for n in shape)
-        if not (plain and isinstance(dtype, Dtype) and isinstance(content, bytes) and math.prod(shape) == len(content)):
-            size = f"{len(content):,} bytes" if isinstance(content, bytes) else shown(content)
+        is_bytes = isinstance(content, bytes | memoryview)
+        if not (plain and isinstance(dtype, Dtype) and is_bytes and math.prod(shape) == len(content)):
+            size = f"{len(content):,} bytes" if is_bytes else shown(content)
             raise pickle.UnpicklingError(f"an array of {shown(shape)} in {size} found, expected bytes of that shape")
         self.pixels = np.frombuffer(content, np.uint8).reshape(shape, order="F" if fortran else "C")
 
@@ -52,7 +54,8 @@ class PlainUnpickler(pickle._Unpickler):
     """
 
     def __init__(self, content: bytes):
-        super().__init__(io.BytesIO(content), encoding="bytes")
+        self._stream, self._content = io.BytesIO(content), memoryview(content)
+        super().__init__(self._stream, encoding="bytes")
         this = weakref.proxy(self)  # no cycle: what it holds, pixels mostly, goes with it
         self.dispatch = this  # ``load`` asks it for what each opcode does
         self._steps = 0
@@ -60,6 +63,7 @@ class PlainUnpickler(pickle._Unpickler):
         known = pickle._Unpickler.dispatch
         self._known = {code: known[code] for code, name in OPCODES.items() if name in PLAIN} | {
             pickle.BYTEARRAY8[0]: known[pickle.BINBYTES8[0]], pickle.BUILD[0]: PlainUnpickler._build,
+            pickle.BINSTRING[0]: PlainUnpickler._string,
             pickle.SETITEM[0]: PlainUnpickler._set_item, pickle.SETITEMS[0]: PlainUnpickler._set_items,
             pickle.DICT[0]: PlainUnpickler._dictionary, pickle.INST[0]: PlainUnpickler._instance}
         self._globals = {("numpy", "ndarray"): "ndarray", ("numpy", "dtype"): _dtype,
@@ -90,6 +94,16 @@ class PlainUnpickler(pickle._Unpickler):
         if self._encodable < 0:
             raise pickle.UnpicklingError("makes more bytes than it has")
         return encode(text, "latin1")
+
+    def _string(self) -> None:
+        """Python 2's string; where it is long, which pixels are, without a copy."""
+        length = int.from_bytes(self.read(4), "little")
+        if length < LONG or self._unframer.current_frame:
+            self.append(self.read(length))
+        else:
+            start = self._stream.tell()
+            self.append(self._content[start:start + length])
+            self._stream.seek(start + length)
 
     def _build(self) -> None:
         state = self.stack.pop()
@@ -139,11 +153,13 @@ def _frombuffer(content: object, dtype: object, shape: object, order: object = "
 def load_dict(where: str, stream: BinaryIO, kind: str) -> dict:
     """The dictionary in a pickle; DataError naming ``where`` for anything else.
 
-    Its keys are text. Python 2's strings among its values stay bytes: pixels are such strings, and long ones.
+    Its keys are text. Python 2's strings among its values stay bytes, or views of bytes where they are long.
     """
-    content = stream.read(MAX_FILE_BYTES + 1)
-    if len(content) > MAX_FILE_BYTES:
-        raise DataError(f"{where}: more than {MAX_FILE_BYTES:,} bytes found, which no {kind} pickle has")
+    size = stream.seek(0, io.SEEK_END)
+    if size > MAX_FILE_BYTES:
+        raise DataError(f"{where}: {size:,} bytes found, which no {kind} pickle has")
+    stream.seek(0)
+    content = stream.read(size)  # to ask for more than there is would have so much memory made ready
     try:
         content = PlainUnpickler(content).load()
     except Exception as error:  # a damaged pickle may raise anything

@@ -9,7 +9,6 @@ from pathlib import Path
 import numpy as np
 
 from pipelines.errors import DataError
-from pipelines.shards import planes_last
 from tools.sources import Batches, Source, Split, matlab
 
 IMAGE_SHAPE = (32, 32, 3)
@@ -67,9 +66,9 @@ def _batches(file: Path, images: matlab.Matrix, labels: matlab.Matrix | None) ->
             digits = None if labels is None else _digits(file, labels)
             done = 0
             for piece in images.pieces(CHUNK * math.prod(IMAGE_SHAPE)):
-                planes = piece.reshape(-1, 3, 32, 32).transpose(0, 1, 3, 2)  # stored column by column
-                yield planes_last(planes), None if digits is None else digits[done:done + len(planes)]
-                done += len(planes)
+                pixels = piece.reshape(-1, 3, 32, 32).transpose(0, 3, 2, 1)  # stored column by column
+                yield pixels, None if digits is None else digits[done:done + len(pixels)]
+                done += len(pixels)
     return batches
 
 
