@@ -1,34 +1,39 @@
 """Writing a shard set: everything beside its place first, the manifest last, then a rename."""
 
-import hashlib
-import io
 import math
 import os
 import shutil
-from collections.abc import Iterable
+from collections import deque
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack
-from io import FileIO
 from pathlib import Path
 
 import numpy as np
 
 from pipelines.commit import PARTIAL, beside, clean, commit, is_ours
 from pipelines.errors import DataError, UsageError
-from pipelines.files import made, named, write_atomically
-from pipelines.manifest import JOURNAL, MANIFEST, MAX_BYTES, Manifest, RawFile, Shard, ShardFile
+from pipelines.files import made, write_atomically
+from pipelines.manifest import JOURNAL, MANIFEST, MAX_BYTES, Manifest, RawFile, Shard
+from pipelines.npy import NpyFile, Threads
 from pipelines.shards import LABEL_DTYPE, Extents, copy_pixels, sample_hash
 
-PIECE_BYTES = 2**22  # written at a time, while another thread hashes the shard
-SHARD_BYTES = 32 * 2**20  # pixels per shard file: large enough to copy fast, small enough to buffer two
+SHARD_BYTES = 32 * 2**20  # pixels per shard file: large enough to copy fast, small enough to send or to hash again
+PIECE_BYTES, PIECES = 2**22, 4  # pixels are hashed and written by so many, and so many pieces are in memory
 
 
 class ShardWriter:
-    """Write a shard set into ``path``, in the order of ``append``; two shards are held in memory.
+    """Write a shard set into ``path``, in the order of ``append``; a few megabytes are held in memory.
 
     Use as a context manager. Everything goes to ``path``.partial; after ``finish()`` leaving the context renames
     that folder to ``path``, unless ``pipelines.commit`` did so together with others before. Leaving it otherwise, or by
     an exception, removes what was written.
+
+    Args:
+        path: the set's folder.
+        dataset, split, image_shape, classes, source: see Manifest.
+        replace: a set that is there.
+        expected: how many images will come, where that is known: the last shard is then hashed while it is filled.
+        shard_bytes: of pixels in a shard.
 
     Raises:
         UsageError: ``path`` exists and ``replace`` is False, or it holds something else than a shard set.
@@ -37,7 +42,7 @@ class ShardWriter:
 
     def __init__(self, path: Path | str, *, dataset: str, split: str, image_shape: tuple[int, int, int],
                  classes: tuple[str, ...] | None, source: dict, replace: bool = False,
-                 shard_bytes: int = SHARD_BYTES):
+                 expected: int | None = None, shard_bytes: int = SHARD_BYTES):
         self.path = Path(path)
         self.partial = beside(self.path, PARTIAL)
         self.num_images = 0
@@ -47,16 +52,16 @@ class ShardWriter:
         self._replace = replace
         self._shards: list[Shard] = []
         self._finished = False
-        self._fill = 0
-        capacity = max(1, shard_bytes // math.prod(image_shape))
-
-        def buffers() -> tuple[np.ndarray, np.ndarray | None]:  # they take memory when they are filled
-            return (np.empty((capacity, *image_shape), np.uint8),
-                    None if classes is None else np.empty(capacity, LABEL_DTYPE))
-        self._images, self._labels = buffers()
-        self._spare = buffers()  # filled while the others are hashed and written
-        self._writing: Future[None] | None = None
-        self._syncing: list[Future[None]] = []  # files of the last shard, on their way to the disk
+        self._expected = expected
+        self._capacity = max(1, shard_bytes // math.prod(image_shape))
+        self._piece_images = max(1, min(self._capacity, PIECE_BYTES // math.prod(image_shape)))
+        self._piece = self._new_piece()
+        self._fill = 0  # images in the piece
+        self._busy: deque[tuple[np.ndarray, tuple[Future[None], Future[None]]]] = deque()  # pieces on their way
+        self._open: NpyFile | None = None  # the shard that is filled
+        self._in_shard = 0  # images in it and in the piece
+        self._labels = None if classes is None else np.empty(self._capacity, LABEL_DTYPE)  # theirs
+        self._last: tuple[int, NpyFile, NpyFile | None] | None = None  # the shard before it, on its way to the disk
 
     def __enter__(self) -> "ShardWriter":
         if os.path.lexists(self.path) and not is_ours(self.path):
@@ -68,10 +73,9 @@ class ShardWriter:
         with ExitStack() as stack:
             stack.enter_context(made(self.path.parent))
             self.partial.mkdir()
-            stack.callback(self._remove_partial)
-            self._hasher = stack.enter_context(ThreadPoolExecutor(1, thread_name_prefix="hasher"))
-            self._syncer = stack.enter_context(ThreadPoolExecutor(1, thread_name_prefix="syncer"))
-            self._writer = stack.enter_context(ThreadPoolExecutor(1, thread_name_prefix="writer"))
+            stack.callback(self._abandon)
+            self._threads = Threads(*(stack.enter_context(ThreadPoolExecutor(1, thread_name_prefix=name))
+                                      for name in Threads._fields))
             self._exit = stack.pop_all()
         return self
 
@@ -89,22 +93,38 @@ class ShardWriter:
                                 f"0 to {len(self._classes) - 1} expected")
         done = 0
         while done < len(images):
-            take = min(len(images) - done, len(self._images) - self._fill)
-            copy_pixels(images[done:done + take], self._images[self._fill:self._fill + take])
+            take = min(len(images) - done, len(self._piece) - self._fill, self._capacity - self._in_shard)
+            copy_pixels(images[done:done + take], self._piece[self._fill:self._fill + take])
             if self._labels is not None:
-                self._labels[self._fill:self._fill + take] = labels[done:done + take]
+                self._labels[self._in_shard:self._in_shard + take] = labels[done:done + take]
             self._fill += take
+            self._in_shard += take
+            self.num_images += take
             done += take
-            if self._fill == len(self._images):
+            if self._in_shard == self._capacity:
                 self.flush()
-        self.num_images += len(images)
+            elif self._fill == len(self._piece):
+                self._hand_over()
+
+    def flush(self) -> None:
+        """Have what there is written as a shard, in the background; waits for the shard before it."""
+        if not self._in_shard:
+            return
+        if self._fill:
+            self._hand_over()
+        self._settle()
+        self._open.finish()
+        label_file = None
+        if self._labels is not None:
+            label_file = NpyFile(self._path_of("labels"), self._labels.dtype, (), self._in_shard, self._threads)
+            label_file.write(self._labels[:self._in_shard].copy())
+            label_file.finish()
+        self._last, self._open, self._in_shard = (self._in_shard, self._open, label_file), None, 0
 
     def finish(self) -> Manifest:
         """Write the last shard and then the manifest; the set appears when the context is left."""
         self.flush()
-        self._wait()
-        for sync in self._syncing:
-            sync.result()
+        self._settle()
         if not self.num_images:
             raise DataError(f"{self.path}: no images found for split {self._fields['split']!r}")
         return self._finish(Manifest(num_images=self.num_images, shards=tuple(self._shards), source=self.source,
@@ -139,58 +159,38 @@ class ShardWriter:
             if kind is None and self._finished and self.partial.exists():
                 commit(self.path.parent, [self.path.name])
 
-    def _remove_partial(self) -> None:
+    def _abandon(self) -> None:
+        """Leave nothing behind, unless it is in place."""
+        if self._open is not None:
+            self._open.close()
         if not (self.path.parent / JOURNAL).exists():  # else it is complete, and to be put in place by ``recover``
             shutil.rmtree(self.partial, ignore_errors=True)
 
-    def flush(self) -> None:
-        """Have what there is written as a shard, in the background, once those before it are."""
-        if not self._fill:
-            return
-        self._wait()
-        buffers = self._images, self._labels
-        labels = None if self._labels is None else self._labels[:self._fill]
-        self._writing = self._writer.submit(self._write_shard, self._images[:self._fill], labels)
-        (self._images, self._labels), self._spare = self._spare, buffers
+    def _new_piece(self) -> np.ndarray:
+        return np.empty((self._piece_images, *self._image_shape), np.uint8)
+
+    def _path_of(self, kind: str) -> Path:
+        number = len(self._shards) + (self._last is not None)
+        return self.partial / f"{kind}-{number:05d}.npy"
+
+    def _hand_over(self) -> None:
+        """Have the piece hashed and written, and go on with another one, which may have to be waited for."""
+        if self._open is None:
+            left = self._capacity if self._expected is None else self._expected - self.num_images + self._in_shard
+            self._open = NpyFile(self._path_of("images"), self._piece.dtype, self._image_shape,
+                                 max(self._in_shard, min(self._capacity, left)), self._threads)
+        self._busy.append((self._piece, self._open.write(self._piece[:self._fill])))
         self._fill = 0
-
-    def _wait(self) -> None:
-        """Raises what went wrong while writing: a full disk, say."""
-        if self._writing is not None:
-            self._writing.result()
-
-    def _write_shard(self, images: np.ndarray, labels: np.ndarray | None) -> None:
-        number = len(self._shards)
-        before, self._syncing = self._syncing, []
-        image_file = self._write(f"images-{number:05d}.npy", images)
-        label_file = None if labels is None else self._write(f"labels-{number:05d}.npy", labels)
-        self._shards.append(Shard(len(images), image_file, label_file))
-        for sync in before:
-            sync.result()
-
-    def _write(self, name: str, array: np.ndarray) -> ShardFile:
-        header = io.BytesIO()
-        np.lib.format.write_array_header_1_0(header, np.lib.format.header_data_from_array_1_0(array))
-        pixels = memoryview(np.ascontiguousarray(array)).cast("B")
-        parts = memoryview(header.getvalue()), pixels
-        digest = self._hasher.submit(_sha256, parts)
-        with named(self.partial / name), ExitStack() as stack:
-            file = stack.enter_context(open(self.partial / name, "wb", buffering=0))
+        if len(self._busy) < PIECES:
+            self._piece = self._new_piece()
+        else:
+            self._piece, parts = self._busy.popleft()
             for part in parts:
-                while part:
-                    part = part[file.write(part[:PIECE_BYTES]):]
-            self._syncing.append(self._syncer.submit(_sync, file))
-            stack.pop_all()  # it is closed there
-        return ShardFile(name, sum(map(len, parts)), digest.result())
+                part.result()
 
-
-def _sync(file: FileIO) -> None:
-    with file, named(Path(file.name)):
-        os.fsync(file.fileno())
-
-
-def _sha256(parts: Iterable[memoryview]) -> str:
-    digest = hashlib.sha256()
-    for part in parts:
-        digest.update(part)
-    return digest.hexdigest()
+    def _settle(self) -> None:
+        """Wait for the shard before this one. Raises what went wrong while writing: a full disk, say."""
+        if self._last is not None:
+            count, image_file, label_file = self._last
+            self._last = None
+            self._shards.append(Shard(count, image_file.result(), label_file and label_file.result()))

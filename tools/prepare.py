@@ -124,7 +124,8 @@ def prepare(source: Source, out: Path, replace: bool = False, exclude: Sequence[
             print(f"{left}: left by a conversion that did not finish; starting clean")
         writers = [stack.enter_context(ShardWriter(
             out / split.name, dataset=source.dataset, split=split.name, image_shape=source.image_shape,
-            classes=split.classes, source=source.origin, replace=replace)) for split in source.splits]
+            classes=split.classes, source=source.origin, replace=replace,
+            expected=None if exclude else split.num_images)) for split in source.splits]
         excluded = Excluded([ShardSet(path) for given in exclude for path in find_sets(given)]) if exclude else None
         if excluded and excluded.image_shape != source.image_shape:
             raise DataError(f"--exclude {exclude[0]}: images of {excluded.image_shape} found, {source.image_shape} "

@@ -10,6 +10,7 @@ import pytest
 from pipelines import commit
 from pipelines.errors import DataError
 from pipelines.manifest import JOURNAL
+from pipelines.npy import NpyFile
 from pipelines.shards import ShardSet
 from pipelines.writer import ShardWriter
 from tests.conftest import random_images, write_set
@@ -121,9 +122,9 @@ def test_a_set_whose_conversion_was_interrupted_says_what_finishes_it(tmp_path):
 
 def test_what_fails_in_the_background_is_raised(tmp_path, monkeypatch):
     """A shard is written while the next is filled; its error is the caller's, and nothing is left."""
-    def full(self, name, array):
-        raise OSError(28, "No space left on device", name)
-    monkeypatch.setattr(ShardWriter, "_write", full)
+    def full(self, part):
+        raise OSError(28, "No space left on device", self._path.name)
+    monkeypatch.setattr(NpyFile, "_write", full)
 
     def convert():
         with ShardWriter(tmp_path / "s", dataset="d", split="train", image_shape=(8, 8, 3), classes=None, source={},

@@ -15,7 +15,7 @@ from pipelines.errors import DataError, reason, shown
 MAX_FILE_BYTES = 2**28  # the largest real one, CIFAR-100's training file, has 155 MB
 MAX_STEPS = 2**21  # opcodes of a pickle; the index of Tiny Images has 0.5 million. A step can take 100 bytes
 LONG = 2**16  # bytes of a string from which on a copy costs more than a view
-OPCODES = {ord(opcode.code): opcode.name for opcode in pickletools.opcodes}
+OPCODES = {opcode.code.encode("latin1"): opcode.name for opcode in pickletools.opcodes}
 PLAIN = """PROTO FRAME STOP MARK MEMOIZE PUT BINPUT LONG_BINPUT GET BINGET LONG_BINGET
 NONE NEWTRUE NEWFALSE INT BININT BININT1 BININT2 LONG LONG1 LONG4 FLOAT BINFLOAT
 STRING BINSTRING SHORT_BINSTRING UNICODE BINUNICODE SHORT_BINUNICODE BINUNICODE8 BINBYTES SHORT_BINBYTES BINBYTES8
@@ -57,28 +57,37 @@ class PlainUnpickler(pickle._Unpickler):
         self._stream, self._content = io.BytesIO(content), memoryview(content)
         super().__init__(self._stream, encoding="bytes")
         this = weakref.proxy(self)  # no cycle: what it holds, pixels mostly, goes with it
-        self.dispatch = this  # ``load`` asks it for what each opcode does
-        self._steps = 0
         self._encodable = len(content)
-        known = pickle._Unpickler.dispatch
+        known = {bytes([code]): does for code, does in pickle._Unpickler.dispatch.items()}
         self._known = {code: known[code] for code, name in OPCODES.items() if name in PLAIN} | {
-            pickle.BYTEARRAY8[0]: known[pickle.BINBYTES8[0]], pickle.BUILD[0]: PlainUnpickler._build,
-            pickle.BINSTRING[0]: PlainUnpickler._string,
-            pickle.SETITEM[0]: PlainUnpickler._set_item, pickle.SETITEMS[0]: PlainUnpickler._set_items,
-            pickle.DICT[0]: PlainUnpickler._dictionary, pickle.INST[0]: PlainUnpickler._instance}
+            pickle.FRAME: PlainUnpickler._frame, pickle.BYTEARRAY8: known[pickle.BINBYTES8],
+            pickle.BINSTRING: PlainUnpickler._string, pickle.BUILD: PlainUnpickler._build,
+            pickle.SETITEM: PlainUnpickler._set_item, pickle.SETITEMS: PlainUnpickler._set_items,
+            pickle.DICT: PlainUnpickler._dictionary, pickle.INST: PlainUnpickler._instance}
         self._globals = {("numpy", "ndarray"): "ndarray", ("numpy", "dtype"): _dtype,
                          ("_codecs", "encode"): lambda *arguments: this._encode(*arguments)}
         for core in ("numpy.core", "numpy._core"):  # Python 2's and NumPy 1's name, and today's
             self._globals |= {(f"{core}.multiarray", "_reconstruct"): _reconstruct,
                               (f"{core}.numeric", "_frombuffer"): _frombuffer}
 
-    def __getitem__(self, code: int):
-        self._steps += 1
-        if self._steps > MAX_STEPS:
-            raise pickle.UnpicklingError(f"more than {MAX_STEPS:,} opcodes")
-        if code not in self._known:
-            raise pickle.UnpicklingError(f"asks for opcode {OPCODES.get(code, code)}, which no data set needs")
-        return self._known[code]
+    def load(self) -> object:
+        """What is in the pickle; UnpicklingError, or whatever a damaged one causes, where that is nothing plain."""
+        self.read, self.readline = self._stream.read, self._stream.readline
+        self.metastack, self.stack, self.proto = [], [], 0
+        self.append = self.stack.append
+        read, known = self.read, self._known
+        try:
+            for _ in range(MAX_STEPS):
+                code = read(1)
+                if not code:
+                    raise EOFError
+                if code not in known:
+                    raise pickle.UnpicklingError(f"asks for opcode {OPCODES.get(code, code[0])}, which no data set "
+                                                 f"needs")
+                known[code](self)
+        except pickle._Stop as stop:
+            return stop.value
+        raise pickle.UnpicklingError(f"more than {MAX_STEPS:,} opcodes")
 
     def find_class(self, module: object, name: object):
         """The stand-in for a global; UnpicklingError naming it where there is none."""
@@ -95,10 +104,14 @@ class PlainUnpickler(pickle._Unpickler):
             raise pickle.UnpicklingError("makes more bytes than it has")
         return encode(text, "latin1")
 
+    def _frame(self) -> None:
+        """The length of what could be read at once; all is there already."""
+        self.read(8)
+
     def _string(self) -> None:
         """Python 2's string; where it is long, which pixels are, without a copy."""
         length = int.from_bytes(self.read(4), "little")
-        if length < LONG or self._unframer.current_frame:
+        if length < LONG:
             self.append(self.read(length))
         else:
             start = self._stream.tell()
