@@ -77,7 +77,7 @@ class PlainUnpickler(pickle._Unpickler):
         self.append = self.stack.append
         read, known = self.read, self._known
         try:
-            for _ in range(MAX_STEPS):
+            for self._steps in range(1, MAX_STEPS + 1):  # the fuzzer asks how far it came
                 code = read(1)
                 if not code:
                     raise EOFError
