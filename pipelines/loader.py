@@ -91,7 +91,7 @@ class Stream:
         in_graph: flip, noise and views by DALI (the GPU's way) instead of PyTorch; None for what the device does best.
 
     Iterating yields Examples: (batch, C, H, W) and labels, or with views (6·batch, C, H, W), image by image,
-    and proxy labels. Tensors are the caller's to keep.
+    and proxy labels. Tensors are the caller's to keep; one keeps the memory of its whole run.
     """
 
     def __init__(self, sources: Sequence[ShardSet | Subset], preprocess: Preprocess, options: StreamOptions, *,
@@ -101,6 +101,8 @@ class Stream:
             raise ValueError(f"batches of {options.batch} from {len(sources)} sources")
         device = with_index(device)
         shape = sources[0].image_shape
+        if options.views and shape[0] != shape[1]:
+            raise ValueError(f"images of {shape[0]}×{shape[1]}: rotated views need square ones")
         window_images = options.window_images or default_window_images(shape, device)
         blocks = options.block_images or default_block_images(window_images)
         self.orders = tuple(Order(len(source), window_images, blocks, seed_from(seed, which, number))
@@ -136,10 +138,10 @@ class Stream:
     def __next__(self) -> Examples:
         inside = self._step % self.options.steps_per_run
         if self._run is None or inside == 0:
-            self._run = self._ahead().result()
-            self._coming.popleft()
-            for part in self._run.parts:
+            run = self._ahead().result()
+            for part in run.parts:
                 part.result()
+            self._run = self._coming.popleft().result()  # only now: whoever is interrupted above may ask again
             self._ahead()
         self._step += 1
         images, labels = (None if part is None else part.chunk(self.options.steps_per_run)[inside]
@@ -154,10 +156,14 @@ class Stream:
 
     def load_state_dict(self, state: dict) -> None:
         """Go on where ``state`` was taken. Raises ValueError where it belongs to another stream."""
+        self.check(state)
+        self._start(step=state["step"], checkpoint=state["dali"])
+
+    def check(self, state: dict) -> None:
+        """Raise ValueError where ``state`` belongs to another stream."""
         for name, value in self._identity().items():
             if state.get(name) != value:
                 raise ValueError(f"stream {name}: {state.get(name)!r} in the checkpoint, {value!r} now")
-        self._start(step=state["step"], checkpoint=state["dali"])
 
     def close(self) -> None:
         """Let go of windows and threads; the stream delivers no more."""
@@ -166,7 +172,8 @@ class Stream:
         for windows in self._windows:
             windows.close()
         self._coming.clear()
-        self._pipeline = self._run = None
+        self._pipeline = self._run = self._staging = None
+        self._results.clear()
 
     def _identity(self) -> dict:
         orders = [{name: value for name, value in asdict(order).items() if name != "seed"} for order in self.orders]
@@ -296,9 +303,11 @@ class SemiSupervisedLoader:
         """Go on where ``state`` was taken; raises ValueError where it belongs to other streams."""
         if (self.unlabeled is None) != (state["unlabeled"] is None):
             raise ValueError("a checkpoint with a proxy branch goes with a run that has one, and one without without")
-        self.labeled.load_state_dict(state["labeled"])
-        if self.unlabeled is not None:
-            self.unlabeled.load_state_dict(state["unlabeled"])
+        streams = {"labeled": self.labeled} | ({"unlabeled": self.unlabeled} if self.unlabeled is not None else {})
+        for name, stream in streams.items():
+            stream.check(state[name])  # before the first is moved
+        for name, stream in streams.items():
+            stream.load_state_dict(state[name])
 
     def close(self) -> None:
         """Let go of windows and threads."""

@@ -42,21 +42,20 @@ class NpyFile:
         self._file = open(path, "xb", buffering=0)  # noqa: SIM115 - closed when it is synced, or by ``close``
         self._digest = hashlib.sha256()
         self._rows = 0
-        self._last: Future[None] = self._append(self._header(rows))[1]
+        self._last: Future[None] | None = None  # the newest write; it fails where one before it did
+        self._append(self._header(rows))
 
     def write(self, rows: np.ndarray) -> tuple[Future[None], Future[None]]:
         """Have more rows of the array, contiguous in memory, hashed and written: done when both futures are."""
         self._rows += len(rows)
-        done = self._append(memoryview(rows).cast("B"))
-        self._last = done[1]
-        return done
+        return self._append(memoryview(rows).cast("B"))
 
     def finish(self) -> None:
         """That was all of it."""
         if self._rows == self._expected:
             self._sha256 = self._threads.hasher.submit(self._digest.hexdigest)
         else:
-            self._last = self._threads.writer.submit(self._rewrite_header)
+            self._last = self._threads.writer.submit(self._rewrite_header, self._last)
             self._sha256 = self._threads.hasher.submit(self._hash_again, self._last)
         self._synced = self._threads.syncer.submit(self._sync, self._last)
 
@@ -72,9 +71,12 @@ class NpyFile:
         self._file.close()
 
     def _append(self, part: memoryview) -> tuple[Future[None], Future[None]]:
-        return self._threads.hasher.submit(self._digest.update, part), self._threads.writer.submit(self._write, part)
+        self._last = self._threads.writer.submit(self._write, part, self._last)
+        return self._threads.hasher.submit(self._digest.update, part), self._last
 
-    def _write(self, part: memoryview) -> None:
+    def _write(self, part: memoryview, before: Future[None] | None) -> None:
+        if before is not None:
+            before.result()
         with named(self._path):
             while part:
                 part = part[self._file.write(part):]
@@ -86,13 +88,14 @@ class NpyFile:
             "descr": np.lib.format.dtype_to_descr(self._dtype), "fortran_order": False, "shape": (rows, *self._row)})
         return memoryview(header.getvalue())
 
-    def _rewrite_header(self) -> None:
+    def _rewrite_header(self, before: Future[None]) -> None:
+        before.result()
         with named(self._path):
             os.pwrite(self._file.fileno(), self._header(self._rows), 0)
 
     def _hash_again(self, written: Future[None]) -> str:
         written.result()
-        with open(self._path, "rb") as file:
+        with named(self._path), open(self._path, "rb") as file:
             return hashlib.file_digest(file, "sha256").hexdigest()
 
     def _sync(self, written: Future[None]) -> None:

@@ -66,6 +66,10 @@ def upload(numbers: np.ndarray, device: torch.device) -> torch.Tensor:
     return tensor if device.type == "cpu" else tensor.pin_memory().to(device, non_blocking=True)
 
 
+def _failed(loading: Future) -> bool:
+    return loading.done() and loading.exception() is not None
+
+
 class Windows:
     """Random access, by stream position, to the images of a source in a given order; a window or two in memory.
 
@@ -118,6 +122,7 @@ class Windows:
         """Let go of the windows and of the background thread."""
         self._worker.shutdown(wait=True, cancel_futures=True)
         self._contents.clear()
+        self._buffers.clear()
 
     def _key(self, epoch: int, window: int) -> tuple[int, int]:
         return (0, 0) if self._order.windows == 1 else (epoch, window)
@@ -128,8 +133,9 @@ class Windows:
             gone = self._contents.pop(key)
             if not gone.cancel():
                 wait([gone])  # there is memory for two windows, not for three
+            del gone
         for key in keys:
-            if key not in self._contents:
+            if key not in self._contents or _failed(self._contents[key]):
                 self._contents[key] = self._worker.submit(self._load, *key)
 
     def _load(self, epoch: int, window: int) -> torch.Tensor:

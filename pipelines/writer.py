@@ -22,7 +22,7 @@ PIECE_BYTES, PIECES = 2**22, 4  # pixels are hashed and written by so many, and 
 
 
 class ShardWriter:
-    """Write a shard set into ``path``, in the order of ``append``; a few megabytes are held in memory.
+    """Write a shard set into ``path``, in the order of ``append``; four pieces of 4 MiB are held in memory.
 
     Use as a context manager. Everything goes to ``path``.partial; after ``finish()`` leaving the context renames
     that folder to ``path``, unless ``pipelines.commit`` did so together with others before. Leaving it otherwise, or by
@@ -55,7 +55,7 @@ class ShardWriter:
         self._expected = expected
         self._capacity = max(1, shard_bytes // math.prod(image_shape))
         self._piece_images = max(1, min(self._capacity, PIECE_BYTES // math.prod(image_shape)))
-        self._piece = self._new_piece()
+        self._piece: np.ndarray | None = None  # that is filled; None before the first image of a shard
         self._fill = 0  # images in the piece
         self._busy: deque[tuple[np.ndarray, tuple[Future[None], Future[None]]]] = deque()  # pieces on their way
         self._open: NpyFile | None = None  # the shard that is filled
@@ -93,6 +93,8 @@ class ShardWriter:
                                 f"0 to {len(self._classes) - 1} expected")
         done = 0
         while done < len(images):
+            if self._piece is None:
+                self._piece = self._next_piece()
             take = min(len(images) - done, len(self._piece) - self._fill, self._capacity - self._in_shard)
             copy_pixels(images[done:done + take], self._piece[self._fill:self._fill + take])
             if self._labels is not None:
@@ -125,6 +127,7 @@ class ShardWriter:
         """Write the last shard and then the manifest; the set appears when the context is left."""
         self.flush()
         self._settle()
+        self._busy.clear()
         if not self.num_images:
             raise DataError(f"{self.path}: no images found for split {self._fields['split']!r}")
         return self._finish(Manifest(num_images=self.num_images, shards=tuple(self._shards), source=self.source,
@@ -166,27 +169,27 @@ class ShardWriter:
         if not (self.path.parent / JOURNAL).exists():  # else it is complete, and to be put in place by ``recover``
             shutil.rmtree(self.partial, ignore_errors=True)
 
-    def _new_piece(self) -> np.ndarray:
-        return np.empty((self._piece_images, *self._image_shape), np.uint8)
+    def _next_piece(self) -> np.ndarray:
+        """One to fill: a new one, or where there are enough, the oldest once it is hashed and written."""
+        if len(self._busy) < PIECES - 1:
+            return np.empty((self._piece_images, *self._image_shape), np.uint8)
+        piece, parts = self._busy.popleft()
+        for part in parts:
+            part.result()
+        return piece
 
     def _path_of(self, kind: str) -> Path:
         number = len(self._shards) + (self._last is not None)
         return self.partial / f"{kind}-{number:05d}.npy"
 
     def _hand_over(self) -> None:
-        """Have the piece hashed and written, and go on with another one, which may have to be waited for."""
+        """Have the piece hashed and written."""
         if self._open is None:
             left = self._capacity if self._expected is None else self._expected - self.num_images + self._in_shard
             self._open = NpyFile(self._path_of("images"), self._piece.dtype, self._image_shape,
                                  max(self._in_shard, min(self._capacity, left)), self._threads)
         self._busy.append((self._piece, self._open.write(self._piece[:self._fill])))
-        self._fill = 0
-        if len(self._busy) < PIECES:
-            self._piece = self._new_piece()
-        else:
-            self._piece, parts = self._busy.popleft()
-            for part in parts:
-                part.result()
+        self._piece, self._fill = None, 0
 
     def _settle(self) -> None:
         """Wait for the shard before this one. Raises what went wrong while writing: a full disk, say."""

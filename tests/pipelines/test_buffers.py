@@ -2,7 +2,7 @@
 
 import torch
 
-from pipelines.buffers import Buffers
+from pipelines.buffers import UNUSED, Buffers
 
 
 def test_memory_is_used_again_only_when_every_view_is_gone():
@@ -24,3 +24,14 @@ def test_a_tensor_outlives_its_buffers():
     tensor = buffers.take().fill_(3)
     del buffers
     assert (tensor == 3).all()
+
+
+def test_memory_that_is_rarely_needed_is_given_back():
+    buffers = Buffers((1000,))
+    many = [buffers.take() for _ in range(3 * UNUSED)]
+    addresses = {tensor.data_ptr() for tensor in many}
+    del many
+    assert len(buffers._unused) == UNUSED
+    assert {tensor.data_ptr() for tensor in (buffers.take() for _ in range(UNUSED))} <= addresses
+    buffers.clear()
+    assert not buffers._unused

@@ -122,7 +122,7 @@ def test_a_set_whose_conversion_was_interrupted_says_what_finishes_it(tmp_path):
 
 def test_what_fails_in_the_background_is_raised(tmp_path, monkeypatch):
     """A shard is written while the next is filled; its error is the caller's, and nothing is left."""
-    def full(self, part):
+    def full(self, part, before):
         raise OSError(28, "No space left on device", self._path.name)
     monkeypatch.setattr(NpyFile, "_write", full)
 

@@ -1,5 +1,7 @@
 """Streams resume to the bit, load no window they do not need, and never overwrite what they handed out."""
 
+from concurrent.futures import Future
+
 import numpy as np
 import pytest
 import torch
@@ -171,6 +173,31 @@ def test_memory_is_used_again_when_its_batches_are_gone_and_not_before(small_set
             break
     assert equal(kept, expected)
     assert len(set(addresses)) < 20  # of 30 runs, 10 are kept
+    one.close()
+    other.close()
+
+
+def test_a_stream_that_was_interrupted_goes_on_where_it_was(small_set, monkeypatch):
+    """While it waits for a run's helpers, which is where Ctrl-C finds it: no run is lost."""
+    one, other = stream(small_set), stream(small_set)
+    expected = [tuple(part.clone() for part in batch) for batch in take(other, 20)]
+    assert equal(take(one, 4), expected[:4])  # a whole run
+    one.state_dict()
+    real = Future.result
+
+    def interrupted(self, timeout=None):
+        result = real(self, timeout)
+        if result is None:  # a helper's
+            raise KeyboardInterrupt
+        return result
+    monkeypatch.setattr(Future, "result", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        next(one)
+    monkeypatch.undo()
+    state = one.state_dict()
+    assert equal(take(one, 8), expected[4:12])
+    one.load_state_dict(state)
+    assert equal(take(one, 8), expected[4:12])
     one.close()
     other.close()
 

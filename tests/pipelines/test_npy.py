@@ -7,7 +7,7 @@ from concurrent.futures import Future
 import numpy as np
 import pytest
 
-from pipelines import writer
+from pipelines import npy, writer
 from pipelines.writer import ShardWriter
 from tests.conftest import random_images
 
@@ -98,3 +98,26 @@ def test_a_right_expectation_spares_hashing_again(tmp_path, monkeypatch):
 def test_a_large_image_is_a_piece_of_its_own(tmp_path, monkeypatch):
     monkeypatch.setattr(writer, "PIECE_BYTES", 100)
     assert len(write(tmp_path / "s", IMAGES[:70], 70)) == 4
+
+
+@pytest.mark.parametrize("expected", [None, 200, 150])
+@pytest.mark.parametrize("failing", ["header", "first", "last"])
+def test_one_write_that_fails_is_raised_whatever_follows(tmp_path, monkeypatch, expected, failing):
+    """Of the last shard's, while those before and after it succeed; the disk was full for a moment, say."""
+    monkeypatch.setattr(writer, "PIECE_BYTES", 8 * 192)
+    which = {"header": 0, "first": 1, "last": 3}[failing]  # of 20 images in pieces of 8
+    real, count = open, iter(range(10))
+
+    class Failing(io.FileIO):
+        def write(self, part):
+            if str(self.name).endswith("images-00003.npy") and next(count) == which:
+                raise OSError(28, "No space left on device")
+            return super().write(part)
+
+    def opened(path, mode, **options):
+        return Failing(path, "x") if mode == "xb" else real(path, mode)
+    monkeypatch.setattr(npy, "open", opened, raising=False)
+    with pytest.raises(OSError, match=r"No space left on device.*images-00003\.npy"):
+        write(tmp_path / "s", IMAGES, expected)
+    assert next(count) == which + 1  # nothing was written after it
+    assert list(tmp_path.iterdir()) == []

@@ -100,6 +100,13 @@ LAUGHS = b"((" + b"K\x01" * 9 + b"t" + b"".join(
         "a billion laughs as a key": b"}" + LAUGHS + b"K\x01s.", "a million marks": b"(" * 10**6 + b".",
         "one text encoded often": b"(" + text("x" * 10**5) + b"q\x00" + (
             b"c_codecs\nencode\nh\x00" + text("latin1") + b"\x86R") * 10**4 + b"t.",
+        "a text as a call's arguments": b"cnumpy\ndtype\nX" + struct.pack("<I", 2 * 10**7) + (
+            "\u0100".encode() * 10**7) + b"R.",
+        "keys that collide": b"}(" + b"".join(
+            b"\x8a\x0a" + (n * (2**61 - 1)).to_bytes(10, "little") + b"N" for n in range(1, 10**5)) + b"u.",
+        "a memo that collides": b"N" + b"".join(b"p%d\n" % (n * (2**61 - 1)) for n in range(1, 10**5)) + b".",
+        "a shape that is long to multiply": state(
+            b"\x8b" + struct.pack("<i", 10**7) + b"\x7f" * 10**7 + b"q\x05h\x05h\x05\x87"),
         "no end": b"}", "nothing": b"", "no protocol": b"\x80\xff}.", "a stack that ends": b"s."}.items()])
 def test_memory_and_time_are_not_the_pickle_s_to_take(frugal, content):
     with frugal(256), pytest.raises(DataError, match=r"^file: (not a readable CIFAR pickle|a pickled) ") as refused:

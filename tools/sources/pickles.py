@@ -14,6 +14,7 @@ from pipelines.errors import DataError, reason, shown
 
 MAX_FILE_BYTES = 2**28  # the largest real one, CIFAR-100's training file, has 155 MB
 MAX_STEPS = 2**21  # opcodes of a pickle; the index of Tiny Images has 0.5 million. A step can take 100 bytes
+MAX_ARGUMENTS = 8  # of a call; NumPy's have five at most
 LONG = 2**16  # bytes of a string from which on a copy costs more than a view
 OPCODES = {opcode.code.encode("latin1"): opcode.name for opcode in pickletools.opcodes}
 PLAIN = """PROTO FRAME STOP MARK MEMOIZE PUT BINPUT LONG_BINPUT GET BINGET LONG_BINGET
@@ -37,7 +38,7 @@ class Array:
 
     def fill(self, shape: object, dtype: object, fortran: object, content: object) -> None:
         """Raises UnpicklingError for anything but bytes of that shape."""
-        plain = isinstance(shape, tuple) and len(shape) <= 4 and all(type(n) is int and n >= 0 for n in shape)
+        plain = isinstance(shape, tuple) and len(shape) <= 4 and all(type(n) is int and 0 <= n < 2**32 for n in shape)
         is_bytes = isinstance(content, bytes | memoryview)
         if not (plain and isinstance(dtype, Dtype) and is_bytes and math.prod(shape) == len(content)):
             size = f"{len(content):,} bytes" if is_bytes else shown(content)
@@ -49,8 +50,9 @@ class PlainUnpickler(pickle._Unpickler):
     """Unpickles numbers, text, lists, tuples, dictionaries with plain keys, and arrays of unsigned bytes.
 
     Globals get stand-ins of this module, so that no state or argument in a pickle reaches NumPy, and a global without
-    one is refused by name. It is the standard library's unpickler in Python, for what the one in C cannot do: to choose
-    and count opcodes, and to keep its memo in a dictionary, where no number in a pickle sets its size.
+    one is refused by name. The opcodes are those of the standard library's unpickler in Python, for what the one in C
+    cannot do: to choose and count them, and to keep its memo in a dictionary, where no number sets its size.
+    Frames, which say how much could be read at once, are skipped.
     """
 
     def __init__(self, content: bytes):
@@ -61,6 +63,7 @@ class PlainUnpickler(pickle._Unpickler):
         known = {bytes([code]): does for code, does in pickle._Unpickler.dispatch.items()}
         self._known = {code: known[code] for code, name in OPCODES.items() if name in PLAIN} | {
             pickle.FRAME: PlainUnpickler._frame, pickle.BYTEARRAY8: known[pickle.BINBYTES8],
+            pickle.PUT: PlainUnpickler._put, pickle.REDUCE: PlainUnpickler._reduce,
             pickle.BINSTRING: PlainUnpickler._string, pickle.BUILD: PlainUnpickler._build,
             pickle.SETITEM: PlainUnpickler._set_item, pickle.SETITEMS: PlainUnpickler._set_items,
             pickle.DICT: PlainUnpickler._dictionary, pickle.INST: PlainUnpickler._instance}
@@ -118,6 +121,20 @@ class PlainUnpickler(pickle._Unpickler):
             self.append(self._content[start:start + length])
             self._stream.seek(start + length)
 
+    def _put(self) -> None:
+        """Numbers in the memo are small: large ones can be chosen to collide in a dictionary."""
+        number = int(self.readline()[:-1])
+        if not 0 <= number < MAX_STEPS:
+            raise pickle.UnpicklingError(f"a memo of {shown(number)} found")
+        self.memo[number] = self.stack[-1]
+
+    def _reduce(self) -> None:
+        """A call takes a tuple, as Python's own unpickler in C has it, not whatever could be unpacked into one."""
+        arguments = self.stack.pop()
+        if not isinstance(arguments, tuple) or len(arguments) > MAX_ARGUMENTS:
+            raise pickle.UnpicklingError(f"a call with {shown(arguments)} found")
+        self.stack[-1] = self.stack[-1](*arguments)
+
     def _build(self) -> None:
         state = self.stack.pop()
         if isinstance(self.stack[-1], Array) and isinstance(state, tuple) and len(state) == 5:
@@ -137,8 +154,8 @@ class PlainUnpickler(pickle._Unpickler):
         self._fill(items)
 
     def _fill(self, items: list) -> None:
-        """Keys are text or numbers: the hash of tuples in tuples takes for ever, or all of the stack."""
-        if not isinstance(self.stack[-1], dict) or not all(isinstance(key, str | bytes | int) for key in items[::2]):
+        """Keys are text: the hash of tuples in tuples takes for ever, and numbers can be chosen to collide."""
+        if not isinstance(self.stack[-1], dict) or not all(isinstance(key, str | bytes) for key in items[::2]):
             raise pickle.UnpicklingError("a dictionary with keys other than text found")
         self.stack[-1].update(zip(items[::2], items[1::2], strict=True))
 
@@ -158,6 +175,8 @@ def _dtype(code: object, *flags: object) -> Dtype:
 
 
 def _frombuffer(content: object, dtype: object, shape: object, order: object = "C", *more: object) -> Array:
+    if order not in ("C", b"C", "F", b"F"):
+        raise pickle.UnpicklingError(f"an array in order {shown(order)} found, expected C or F")
     array = Array()
     array.fill(shape, dtype, order in ("F", b"F"), content)
     return array
