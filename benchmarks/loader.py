@@ -1,5 +1,6 @@
 """Our loader beside those a user would pick, all delivering the same batch: python -m benchmarks.loader."""
 
+import gc
 import sys
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
@@ -120,6 +121,7 @@ def check_all(task: Task, names: Sequence[str], folder: Path) -> tuple[dict[str,
                 raise DataError(f"{name}: its batches are not what they should be: {error}") from None
             else:
                 passed += [name] * (name != "ours")
+            gc.collect()  # DALI's pipelines must go here: one that a forked worker collects hangs it
             bar.update()
     return missing, passed
 
@@ -144,6 +146,7 @@ def measure(task: Task, names: Sequence[str], seconds: float, repeats: int) -> d
             pair = alternate({"ours": partial(next, loader), name: rival}, task.device, seconds, repeats)
             loader.close()
             del rival
+            gc.collect()
             found["ours"].append(pair["ours"])
             found[name] = [pair[name], pair["ours"] / pair[name]]
             bar.update()
