@@ -310,7 +310,7 @@ class SemiSupervisedLoader:
             stream.load_state_dict(state[name])
 
     def close(self) -> None:
-        """Let go of windows and threads."""
+        """Let go of windows and threads. To do before a fork: a child that collects a loader hangs in DALI."""
         self.labeled.close()
         if self.unlabeled is not None:
             self.unlabeled.close()
