@@ -121,9 +121,15 @@ def check_all(task: Task, names: Sequence[str], folder: Path) -> tuple[dict[str,
                 raise DataError(f"{name}: its batches are not what they should be: {error}") from None
             else:
                 passed += [name] * (name != "ours")
-            gc.collect()  # DALI's pipelines must go here: one that a forked worker collects hangs it
             bar.update()
     return missing, passed
+
+
+def stepping(name: str, task: Task, workers: int) -> Callable[[], Batch]:
+    """A rival's next batch, with so many workers. DALI's pipelines that nobody has must be gone before it forks
+    them: a worker that collects one hangs."""
+    gc.collect()
+    return partial(next, RIVALS[name](replace(task, workers=workers)))
 
 
 def measure(task: Task, names: Sequence[str], seconds: float, repeats: int) -> dict:
@@ -133,7 +139,7 @@ def measure(task: Task, names: Sequence[str], seconds: float, repeats: int) -> d
         for name in names:
             tried = {count: 0.0 for count in WORKERS if count <= cpu_cores()} if name in WITH_WORKERS else {0: 0.0}
             for count in tried if len(tried) > 1 else ():
-                step = partial(next, RIVALS[name](replace(task, workers=count)))
+                step = stepping(name, task, count)
                 steps_per_second(step, task.device, 1.0)
                 tried[count] = steps_per_second(step, task.device, 2.0)
             workers[name] = max(tried, key=tried.get)
@@ -141,12 +147,11 @@ def measure(task: Task, names: Sequence[str], seconds: float, repeats: int) -> d
     found: dict[str, list[float]] = {"ours": []}
     with progress_bar(len(names), " rivals", "measuring") as bar:
         for name in names:  # one rival at a time beside ours: idle workers of the others would take memory and cores
-            rival = partial(next, RIVALS[name](replace(task, workers=workers[name])))
+            rival = stepping(name, task, workers[name])
             loader = ours(task)
             pair = alternate({"ours": partial(next, loader), name: rival}, task.device, seconds, repeats)
             loader.close()
             del rival
-            gc.collect()
             found["ours"].append(pair["ours"])
             found[name] = [pair[name], pair["ours"] / pair[name]]
             bar.update()

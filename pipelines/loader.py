@@ -17,12 +17,7 @@ import torch
 from pipelines import augment
 from pipelines.augment import NOISE, VIEWS
 from pipelines.buffers import Buffers
-from pipelines.graphs import (
-    StreamOptions,
-    default_steps_per_run,
-    run_pipeline,
-    training_graph,
-)
+from pipelines.graphs import StreamOptions, default_steps_per_run, run_pipeline, training_graph
 from pipelines.sampling import Order, draw_shift, generator, seed_from
 from pipelines.shards import ShardSet, Subset
 from pipelines.threads import background_thread
@@ -141,7 +136,8 @@ class Stream:
             run = self._ahead().result()
             for part in run.parts:
                 part.result()
-            self._run = self._coming.popleft().result()  # only now: whoever is interrupted above may ask again
+            self._run = run
+            self._coming.popleft()  # only now: whoever is interrupted above may ask again
             self._ahead()
         self._step += 1
         images, labels = (None if part is None else part.chunk(self.options.steps_per_run)[inside]
@@ -303,11 +299,11 @@ class SemiSupervisedLoader:
         """Go on where ``state`` was taken; raises ValueError where it belongs to other streams."""
         if (self.unlabeled is None) != (state["unlabeled"] is None):
             raise ValueError("a checkpoint with a proxy branch goes with a run that has one, and one without without")
-        streams = {"labeled": self.labeled} | ({"unlabeled": self.unlabeled} if self.unlabeled is not None else {})
-        for name, stream in streams.items():
-            stream.check(state[name])  # before the first is moved
-        for name, stream in streams.items():
-            stream.load_state_dict(state[name])
+        if self.unlabeled is not None:
+            self.unlabeled.check(state["unlabeled"])  # before the other is moved
+        self.labeled.load_state_dict(state["labeled"])
+        if self.unlabeled is not None:
+            self.unlabeled.load_state_dict(state["unlabeled"])
 
     def close(self) -> None:
         """Let go of windows and threads. To do before a fork: a child that collects a loader hangs in DALI."""

@@ -41,7 +41,7 @@ class NpyFile:
         self._threads = threads
         self._file = open(path, "xb", buffering=0)  # noqa: SIM115 - closed when it is synced, or by ``close``
         self._digest = hashlib.sha256()
-        self._rows = 0
+        self._rows = self._bytes = 0
         self._last: Future[None] | None = None  # the newest write; it fails where one before it did
         self._append(self._header(rows))
 
@@ -61,16 +61,15 @@ class NpyFile:
 
     def result(self) -> ShardFile:
         """After ``finish``: the file's name, size and hash, once it is on the disk."""
-        self._last.result()
         self._synced.result()
-        size = len(self._header(self._rows)) + self._rows * int(np.prod(self._row)) * self._dtype.itemsize
-        return ShardFile(self._path.name, size, self._sha256.result())
+        return ShardFile(self._path.name, self._bytes, self._sha256.result())
 
     def close(self) -> None:
         """Let go of a file that will not be finished, once the threads have ended."""
         self._file.close()
 
     def _append(self, part: memoryview) -> tuple[Future[None], Future[None]]:
+        self._bytes += len(part)
         self._last = self._threads.writer.submit(self._write, part, self._last)
         return self._threads.hasher.submit(self._digest.update, part), self._last
 
