@@ -2,13 +2,19 @@
 
 Order as in the reference: shift, flip, noise, then the views, which therefore share one shift and one noise
 draw. Images are H×W×C throughout, so that a batch is channels-last for the network without a copy. All but the
-shift have a PyTorch twin for the CPU backend, where DALI draws noise some eight times slower, makes the views
-image by image, and looks through all arguments of a batch for each image it may mirror; the GPU runs DALI's.
+shift have a twin for the CPU backend, of PyTorch and NumPy: DALI draws noise there some eight times slower, makes the
+views image by image, and looks through all arguments of a batch for each image it may mirror; the GPU runs DALI's.
 """
 
+from collections.abc import Sequence
+from functools import lru_cache
+
+import numpy as np
 import torch
 from nvidia.dali import fn, types
 from nvidia.dali.data_node import DataNode
+
+from pipelines.whitening import normalize
 
 MAX_SHIFT = 2  # pixels on each axis
 NOISE = 0.15  # standard deviation, in whitened units
@@ -31,6 +37,11 @@ def shift(images: DataNode, offsets: DataNode | tuple[int, int], size: tuple[int
           name: str = "shift") -> DataNode:
     """DALI: cut ``size`` out of padded images at integer offsets (y, x), which are in the padding's range."""
     return fn.slice(images, start=offsets, shape=size, axes=(0, 1), name=name)
+
+
+def scale(images: DataNode, center: DataNode, factor: DataNode) -> DataNode:
+    """DALI: what ``whitening.normalize`` does, to uint8 images; center and factor are (1, 1, 1 or C) an image."""
+    return (images - center) * factor
 
 
 def add_noise(images: DataNode, deviation: float, seed: int, name: str = "noise") -> DataNode:
@@ -58,46 +69,60 @@ def six_views(images: DataNode) -> DataNode:
     return fn.stack(images, rotated90, rotated180, rotated270, left_right, up_down, name="six_views")
 
 
-def flip_torch(images: torch.Tensor, mirror: torch.Tensor) -> None:
-    """The PyTorch twin of ``mirror``: in place, those of (n, H, W, C) where ``mirror`` (n,) is not 0."""
-    chosen = mirror.nonzero()[:, 0]
-    images.index_copy_(0, chosen, images.index_select(0, chosen).flip(2))
+def _as_pixels(images: torch.Tensor) -> np.ndarray:
+    """(..., C) as (...) of pixels, which NumPy moves as a whole; shares the memory."""
+    return images.numpy().view(f"V{images.shape[-1] * images.element_size()}")[..., 0]
 
 
-def add_noise_torch(images: torch.Tensor, deviation: float, generator: torch.Generator,
-                    out: torch.Tensor | None = None) -> torch.Tensor:
-    """The PyTorch twin of ``add_noise``: one batched draw, into a new tensor or into ``out``."""
-    out = torch.empty_like(images) if out is None else out
-    return out.normal_(0.0, deviation, generator=generator).add_(images)
+def flip_cpu(images: torch.Tensor, mirror: np.ndarray) -> None:
+    """The CPU's twin of ``mirror``: in place, those of (n, H, W, C) where ``mirror`` (n,) is not 0."""
+    pixels, chosen = _as_pixels(images), np.flatnonzero(mirror)
+    pixels[chosen] = pixels[chosen, :, ::-1]
 
 
-def six_views_torch(images: torch.Tensor, out: torch.Tensor | None = None) -> torch.Tensor:
-    """The PyTorch twin of ``six_views``: (n, S, S, C) to (n, 6, S, S, C), a new tensor or ``out``."""
-    out = images.new_empty((len(images), VIEWS, *images.shape[1:])) if out is None else out
-    for quarter in range(4):
-        out[:, quarter] = torch.rot90(images, quarter, (1, 2))
-    out[:, 4] = images.flip(2)
-    out[:, 5] = images.flip(1)
+def add_noise_cpu(images: torch.Tensor, deviation: float, generator: torch.Generator,
+                  out: torch.Tensor | None = None) -> torch.Tensor:
+    """The CPU's twin of ``add_noise``: one batched draw; a new tensor, or ``out``, which may be ``images``."""
+    noise = torch.empty_like(images).normal_(0.0, deviation, generator=generator)
+    return noise.add_(images) if out is None else torch.add(images, noise, out=out)
+
+
+@lru_cache
+def _view_sources(size: int) -> np.ndarray:
+    """Which pixel of a square image each pixel of its six views is, int64 (6·S·S,)."""
+    pixels = np.arange(size * size).reshape(size, size)
+    return np.stack([*(np.rot90(pixels, quarter) for quarter in range(4)), pixels[:, ::-1], pixels[::-1]]).reshape(-1)
+
+
+def six_views_cpu(images: torch.Tensor, out: torch.Tensor | None = None) -> torch.Tensor:
+    """The CPU's twin of ``six_views``: (n, S, S, C) to (n, 6, S, S, C), a new tensor or ``out``, by one gather."""
+    count, size = images.shape[:2]
+    out = images.new_empty((count, VIEWS, *images.shape[1:])) if out is None else out
+    np.take(_as_pixels(images).reshape(count, -1), _view_sources(size), axis=1, mode="clip",
+            out=_as_pixels(out).reshape(count, -1))
     return out
 
 
-def augment_torch(images: torch.Tensor, out: torch.Tensor, mirror: torch.Tensor | None, deviation: float,
-                  generator: torch.Generator) -> None:
-    """All that follows the shift, by the PyTorch twins.
+def augment_cpu(images: torch.Tensor, statistics: Sequence[torch.Tensor], out: torch.Tensor,
+                mirror: np.ndarray | None, deviation: float, generator: torch.Generator) -> None:
+    """All that follows the shift, by the CPU's twins.
 
     Args:
-        images: (n, H, W, C); overwritten.
+        images: (n, H, W, C), float32 and normalised, or uint8; overwritten.
+        statistics: what ``normalize`` takes for uint8 images, center and scale; none for others.
         out: what is wanted, (n, H, W, C), or (n, 6, H, W, C) for the six views.
         mirror: which images to flip (n,), or None.
         deviation: of the noise; 0 for none.
         generator: of the noise.
     """
     views = out.ndim > images.ndim
-    if mirror is not None:
-        flip_torch(images, mirror)
+    if mirror is not None:  # bytes if it may be: to normalise an image and to flip it is the same either way round
+        flip_cpu(images, mirror)
+    if statistics:
+        images = normalize(images, *statistics, out=None if views else out)
     if deviation:
-        images = add_noise_torch(images, deviation, generator, None if views else out)
+        images = add_noise_cpu(images, deviation, generator, images if views else out)
     if views:
-        six_views_torch(images, out)
+        six_views_cpu(images, out)
     elif images is not out:
         out.copy_(images)

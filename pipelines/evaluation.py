@@ -11,7 +11,7 @@ from pipelines.loader import DALI_NOISE, DRAWS, EVALUATION, TORCH_NOISE, Example
 from pipelines.sampling import draw_jitter, generator, seed_from
 from pipelines.shards import ShardSet, Subset
 from pipelines.whitening import Preprocess
-from pipelines.windows import padded_shape, to_device
+from pipelines.windows import Pixels, padded_shape, to_device
 
 
 class EvaluationLoader:
@@ -64,7 +64,7 @@ class EvaluationLoader:
     def _source_images(self, info) -> np.ndarray | torch.Tensor:
         pixels = self._source.read(self._indices(info))
         images = torch.empty(padded_shape(len(pixels), self._source.image_shape), device=self._device)
-        to_device(pixels, self._preprocess, images)
+        to_device(pixels, self._preprocess, Pixels(images))
         return images if images.is_cuda else images.numpy()
 
     def _source_offsets(self, info) -> np.ndarray:

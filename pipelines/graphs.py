@@ -42,8 +42,8 @@ def default_steps_per_run(options: StreamOptions, image_shape: tuple[int, int, i
     return max(1, min(STEPS_PER_RUN, RUN_BYTES // a_step))
 
 
-def training_graph(images, offsets, mirrors, *, size: tuple[int, int], options: StreamOptions, device_id: int | None,
-                   in_graph: bool, seed: int, checkpoint: bytes | None = None) -> Pipeline:
+def training_graph(images, offsets, mirrors, statistics, *, size: tuple[int, int], options: StreamOptions,
+                   device_id: int | None, in_graph: bool, seed: int, checkpoint: bytes | None = None) -> Pipeline:
     """The DALI graph of a training stream, not yet built; one definition for the CPU and the GPU.
 
     Args:
@@ -51,18 +51,26 @@ def training_graph(images, offsets, mirrors, *, size: tuple[int, int], options: 
             them until the run is delivered, before which it asks for no others (streams ask for runs ahead of time).
         offsets: source of the shifts' offsets (y, x) into the padded images, int32 (n, 2).
         mirrors: source of 0 or 1 (n,): which images to mirror, where ``options.flip``.
+        statistics: none for images that are float32 and normalised; for uint8 ones the sources of what
+            ``whitening.normalize`` takes, center and scale, float32 (n, 1, 1, 1 or C).
         options: with ``steps_per_run`` filled in.
         device_id: the GPU that everything runs on; None for the CPU backend.
-        in_graph: flip, noise and views are DALI's; otherwise they are left to their PyTorch twins.
+        in_graph: normalisation, flip, noise and views are DALI's; otherwise all but the shift is left to the CPU's
+            twins, and pixels come out as they go in.
     """
     device = "cpu" if device_id is None else "gpu"
     pipeline = Pipeline(batch_size=options.batch * options.steps_per_run, num_threads=1, device_id=device_id,
                         seed=seed, prefetch_queue_depth=1, enable_checkpointing=True, checkpoint=checkpoint)
     with pipeline:
         padded = fn.external_source(source=images, batch=True, batch_info=True, device=device,
-                                    dtype=types.FLOAT, ndim=3, layout="HWC", no_copy=device == "cpu")
+                                    dtype=types.UINT8 if statistics else types.FLOAT, ndim=3, layout="HWC",
+                                    no_copy=device == "cpu")
         starts = fn.external_source(source=offsets, batch=True, batch_info=True, ndim=1, dtype=types.INT32)
         out = augment.shift(padded, starts, size)
+        if in_graph and statistics:
+            out = augment.scale(out, *(
+                fn.external_source(source=source, batch=True, batch_info=True, device=device, dtype=types.FLOAT, ndim=3)
+                for source in statistics))
         if in_graph and options.flip:
             which = fn.external_source(source=mirrors, batch=True, batch_info=True, ndim=0, dtype=types.INT32)
             out = augment.mirror(out, which, "flip")
@@ -112,7 +120,7 @@ def evaluation_views(pair: torch.Tensor, flip: bool, noise: float, random: torch
         noise of their own.
     """
     sides = [pair, pair.flip(3)] if flip else [pair]
-    return torch.cat([view for side in sides for view in (side, augment.add_noise_torch(side, noise, random))], 1)
+    return torch.cat([view for side in sides for view in (side, augment.add_noise_cpu(side, noise, random))], 1)
 
 
 def run_pipeline(pipeline: Pipeline, device: torch.device) -> tuple[torch.Tensor, ...]:

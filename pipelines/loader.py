@@ -5,10 +5,12 @@ cursor. One pipeline run holds several training steps, handed out as views; the 
 while they are.
 """
 
+import math
 from collections import deque
 from collections.abc import Sequence
 from concurrent.futures import Executor, Future, wait
 from dataclasses import asdict, replace
+from itertools import pairwise
 from typing import NamedTuple
 
 import numpy as np
@@ -22,11 +24,12 @@ from pipelines.sampling import Order, draw_shift, generator, seed_from
 from pipelines.shards import ShardSet, Subset
 from pipelines.threads import background_thread
 from pipelines.whitening import Preprocess
-from pipelines.windows import Windows, default_window_images, upload
+from pipelines.windows import Pixels, Windows, default_window_images, upload
 
 DRAWS, DALI_NOISE, TORCH_NOISE, FLIPS = 2, 3, 4, 5  # what a random number is for (the order's own keys are 0 and 1)
 BLOCK_IMAGES, WINDOW_BLOCKS = 8, 512  # images read at a time at most, and blocks in a window at least
 LABELED, UNLABELED, EVALUATION = 0, 1, 2  # which stream it is for
+PIECE_VALUES = 96 * 3072  # augmented at a time on a CPU: what fits the caches
 RUNS_AHEAD = 2  # runs made or in the making: DALI makes one while another is augmented
 
 
@@ -52,11 +55,23 @@ def default_block_images(window_images: int) -> int:
     return max(1, min(BLOCK_IMAGES, window_images // WINDOW_BLOCKS))
 
 
+def even_pieces(count: int, values: int) -> list[slice]:
+    """``count`` images of so many values each in pieces of PIECE_VALUES at most, an even number of them, none empty."""
+    pieces = min(count, 2 * math.ceil(count * values / (2 * PIECE_VALUES)))
+    bounds = [count * piece // pieces for piece in range(pieces + 1)]
+    return [slice(*pair) for pair in pairwise(bounds)]
+
+
 def with_index(device: torch.device) -> torch.device:
     """The device with its number, which DALI wants: ``cuda`` is the current GPU."""
     if device.type == "cuda" and device.index is None:
         return torch.device("cuda", torch.cuda.current_device())
     return device
+
+
+def for_dali(tensor: torch.Tensor) -> np.ndarray | torch.Tensor:
+    """A tensor as DALI takes it, without a copy."""
+    return tensor if tensor.is_cuda else tensor.numpy()
 
 
 class Run(NamedTuple):
@@ -104,6 +119,7 @@ class Stream:
                             for number, source in enumerate(sources))
         self.options = replace(options, steps_per_run=options.steps_per_run or default_steps_per_run(options, shape))
         on_device = preprocess.to(device)
+        self._scales = preprocess.scales
         self._windows = [Windows(source, order, on_device, device)
                          for source, order in zip(sources, self.orders, strict=True)]
         self._labels = None if options.views else sources[0].labels.astype(np.int64)
@@ -113,7 +129,7 @@ class Stream:
         self._device = device
         self._in_graph = device.type == "cuda" if in_graph is None else in_graph
         self._proxy_labels = torch.arange(VIEWS, device=device).repeat(options.batch)
-        self._staging: torch.Tensor | None = None  # where a run is gathered for DALI to read; the CPU's only
+        self._gathered: Pixels | None = None  # what DALI reads: the run's in the making
         views = (VIEWS,) if options.views else ()
         self._results = Buffers((self._run_images, *views, *shape))  # where they are augmented; the CPU's only
         self._worker = background_thread("stream", device)  # the one thread that calls the pipeline
@@ -168,7 +184,7 @@ class Stream:
         for windows in self._windows:
             windows.close()
         self._coming.clear()
-        self._pipeline = self._run = self._staging = None
+        self._pipeline = self._run = self._gathered = None
         self._results.clear()
 
     def _identity(self) -> dict:
@@ -182,7 +198,9 @@ class Stream:
         self._asked = step // self.options.steps_per_run  # the first run that nobody has asked for
         self._run: Run | None = None
         self._pipeline = training_graph(
-            self._source_images, self._source_offsets, lambda info: self._mirrors(info.iteration),
+            lambda info: for_dali(self._gathered.images), self._source_offsets,
+            lambda info: self._mirrors(info.iteration),
+            (lambda info: self._statistics("center"), lambda info: self._statistics("scale")) if self._scales else (),
             size=self._size, options=self.options,
             device_id=self._device.index if self._device.type == "cuda" else None, in_graph=self._in_graph,
             seed=seed_from(*self._key, DALI_NOISE),
@@ -202,6 +220,7 @@ class Stream:
             self._pipeline.build()
             self._built = True
         before = self._pipeline.checkpoint().hex()
+        self._gathered = self._gather(number)
         (images,) = run_pipeline(self._pipeline, self._device)
         parts = ()
         if not self._in_graph:
@@ -213,31 +232,38 @@ class Stream:
     def _augment(self, images: torch.Tensor, number: int) -> tuple[torch.Tensor, tuple[Future[None], ...]]:
         """Have the helpers augment run ``number``: where they put it, and what to wait for.
 
-        In two parts, so that two can work on it; each step has a seed of its own, so that the parts make no difference.
+        In pieces that fit the caches, each with a seed of its own, so that it makes no difference who does which; in
+        two parts of some pieces each, so that two can work on it.
         """
-        steps = self.options.steps_per_run
         out = self._results.take()
-        mirrors = torch.from_numpy(self._mirrors(number)).chunk(steps) if self.options.flip else [None] * steps
-        seeds = generator(*self._key, TORCH_NOISE, number).integers(2**31, size=steps).tolist()
+        statistics = self._gathered.parts[1:]
+        mirrors = self._mirrors(number) if self.options.flip else None
+        pieces = even_pieces(len(images), images[0].numel())
+        seeds = generator(*self._key, TORCH_NOISE, number).integers(2**31, size=len(pieces)).tolist()
 
-        def work(first: int, last: int) -> None:
-            for batch, result, mirror, seed in todo[first:last]:
-                augment.augment_torch(batch, result, mirror, self.options.noise, torch.Generator().manual_seed(seed))
-        todo = list(zip(images.chunk(steps), out.chunk(steps), mirrors, seeds, strict=True))
-        return out, tuple(self._helpers.submit(work, *bounds) for bounds in ((0, steps // 2), (steps // 2, steps)))
+        def work(part: slice) -> None:
+            for piece, seed in zip(pieces[part], seeds[part], strict=True):
+                augment.augment_cpu(images[piece], [values[piece] for values in statistics], out[piece],
+                                    None if mirrors is None else mirrors[piece], self.options.noise,
+                                    torch.Generator().manual_seed(seed))
+        half = len(pieces) // 2
+        return out, tuple(self._helpers.submit(work, part) for part in (slice(half), slice(half, None)))
 
-    def _source_images(self, info) -> np.ndarray | torch.Tensor:
+    def _gather(self, number: int) -> Pixels:
+        """The images of run ``number``, as they go into the pipeline."""
         count = self._run_images // len(self._windows)  # of each source, in one run
-        out = self._staging if len(self._windows) == 1 else None  # DALI is done with the run before: it was delivered
-        parts = [windows.gather(info.iteration * count, count, out) for windows in self._windows]
+        images = None
+        if self._gathered and len(self._windows) == 1 and self._device.type == "cpu":
+            images = self._gathered.images  # DALI is done with the run before: it was delivered
+        parts = [windows.gather(number * count, count, images) for windows in self._windows]
         if len(parts) == 1:
-            images = parts[0]
-        else:  # step by step: so many of the first source, so many of the next
-            images = torch.cat([part.unflatten(0, (self.options.steps_per_run, -1)) for part in parts], 1).flatten(0, 1)
-        if images.is_cuda:
-            return images
-        self._staging = images
-        return images.numpy()
+            return parts[0]
+        steps = self.options.steps_per_run  # in each so many of the first source, then so many of the next
+        return Pixels(*(torch.cat([values.unflatten(0, (steps, -1)) for values in same], 1).flatten(0, 1)
+                        for same in zip(*(part.parts for part in parts), strict=True)))
+
+    def _statistics(self, name: str) -> np.ndarray | torch.Tensor:
+        return for_dali(getattr(self._gathered, name)[:, None, None])
 
     def _source_offsets(self, info) -> np.ndarray:
         return draw_shift(generator(*self._key, DRAWS, info.iteration), self._run_images).T.astype(np.int32, order="C")

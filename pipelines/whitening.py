@@ -32,22 +32,34 @@ MAX_FILE_BYTES = 2**30  # of a fit; ZCA of 48×48 pixels has 191 MB
 KINDS = ("gcn", "zca", "standardize")
 
 
-def gcn(images: torch.Tensor) -> torch.Tensor:
+def normalize(images: torch.Tensor, center: torch.Tensor, scale: torch.Tensor,
+              out: torch.Tensor | None = None) -> torch.Tensor:
+    """(pixels − center)·scale of images (n, H, W, C), each with its own two (n, 1 or C), as float32, new or ``out``."""
+    out = images.to(torch.float32, copy=True) if out is None else out.copy_(images)
+    return out.sub_(center[:, None, None]).mul_(scale[:, None, None])
+
+
+def gcn_statistics(images: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     """Global contrast normalisation of each image: subtract its mean, scale it to a fixed L2 norm.
 
     Args:
         images: (n, H, W, C), uint8 or pixel values in 0 to 255.
 
     Returns:
-        float32 (n, H·W·C). The norm is 55 at 32×32×3 and elsewhere the same root mean square (55/√3072);
-        images of one colour become zeros. The scale of the input cancels, so it is the reference's result for
-        pixels in [0, 1].
+        What ``normalize`` does it with, float32 (n, 1) each. The norm is 55 at 32×32×3 and elsewhere the same root mean
+        square (55/√3072); images of one colour become zeros. The scale of the input cancels, so it is the reference's
+        result for pixels in [0, 1].
     """
     flat = images.reshape(len(images), -1).to(torch.float32, copy=True)
-    flat -= flat.mean(dim=1, keepdim=True)
-    norm = torch.linalg.vector_norm(flat, dim=1, keepdim=True)
+    mean = flat.mean(dim=1, keepdim=True)
+    norm = torch.linalg.vector_norm(flat.sub_(mean), dim=1, keepdim=True)
     norm = torch.where(norm < 255 * EPSILON, torch.ones_like(norm), norm)
-    return flat.mul_(GCN_NORM * math.sqrt(flat.shape[1] / GCN_VALUES) / norm)
+    return mean, GCN_NORM * math.sqrt(flat.shape[1] / GCN_VALUES) / norm
+
+
+def gcn(images: torch.Tensor) -> torch.Tensor:
+    """Images (n, H, W, C) after global contrast normalisation, float32 (n, H·W·C); see ``gcn_statistics``."""
+    return normalize(images, *gcn_statistics(images)).flatten(1)
 
 
 def zca_matrix(covariance: torch.Tensor) -> torch.Tensor:
@@ -89,14 +101,24 @@ class Preprocess:
         return Preprocess(self.kind, self.image_shape, {name: t.to(device) for name, t in self.fitted.items()},
                           self.fitted_on)
 
+    @property
+    def scales(self) -> int:
+        """Numbers that scale an image: 1, or one a channel; 0 where pixels are mixed, which ``normalize`` cannot do."""
+        return {"gcn": 1, "standardize": self.image_shape[2], "zca": 0}[self.kind]
+
+    def statistics(self, images: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """What ``normalize`` takes for images, uint8 (n, H, W, C): center and scale, float32 (n, 1 or C)."""
+        if self.kind == "standardize":
+            return (self.fitted["mean"].expand(len(images), -1), (1 / self.fitted["deviation"]).expand(len(images), -1))
+        return gcn_statistics(images)
+
     def __call__(self, images: torch.Tensor) -> torch.Tensor:
         """uint8 (n, H, W, C) to float32 (n, H, W, C), on the device of both."""
-        if self.kind == "standardize":
-            return (images.to(torch.float32) - self.fitted["mean"]) / self.fitted["deviation"]
-        flat = gcn(images)
-        if self.kind == "zca":
-            flat = (flat - self.fitted["mean"]) @ self.fitted["matrix"]
-        return flat.reshape(images.shape)
+        normalized = normalize(images, *self.statistics(images))
+        if not self.scales:
+            flat = (normalized.flatten(1) - self.fitted["mean"]) @ self.fitted["matrix"]
+            return flat.reshape(images.shape)
+        return normalized
 
     def save(self, path: Path) -> None:
         """Write everything to one .npz, atomically."""

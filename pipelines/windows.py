@@ -1,8 +1,10 @@
-"""Windows: the part of an image source that is on the device, normalised and padded, ready to be drawn from.
+"""Windows: the part of an image source that is on the device, padded, ready to be drawn from.
 
-What is the same for every pass over an image happens here, once per window and in one batched operation:
-GCN, ZCA, the mirrored border. The next window is prepared in the background while this one is drawn from. A
-source that fits one window is loaded once and stays.
+What is the same for every pass over an image happens here, once per window and in batched operations: the mirrored
+border, and the normalisation's costly part. ZCA is applied. Of GCN and of standardisation an image's center and scale
+are found here and applied with the augmentation: bytes are a quarter of floats to pad, to gather and to shift. The
+next window is prepared in the background while this one is drawn from. A source that fits one window is loaded once
+and stays.
 """
 
 import math
@@ -11,6 +13,7 @@ from collections.abc import Callable, Iterable
 from concurrent.futures import Future, wait
 from functools import lru_cache
 from itertools import groupby
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -25,7 +28,23 @@ from pipelines.whitening import Preprocess
 CPU_WINDOW_BYTES = 64 * 2**20
 GPU_WINDOW_BYTES = 2**30
 CACHED_ROWS = 2**17  # of windows' permutations, 16 bytes each
-CHUNK_VALUES = {"cpu": 256 * 3072, "cuda": 4096 * 3072}  # normalised at a time: what fits the caches; what is little
+CHUNK_VALUES = {"cpu": 128 * 3072, "cuda": 4096 * 3072}  # normalised at a time: what fits the caches; what is little
+
+
+class Pixels(NamedTuple):
+    """Padded images: float32 and normalised, or uint8 with what ``whitening.normalize`` takes.
+
+    ``images`` are (n, H+4, W+4, C); ``center`` and ``scale`` float32 (n, 1 or C), None for what is normalised.
+    """
+
+    images: torch.Tensor
+    center: torch.Tensor | None = None
+    scale: torch.Tensor | None = None
+
+    @property
+    def parts(self) -> tuple[torch.Tensor, ...]:
+        """Those that are there, images first."""
+        return self[:1] if self.center is None else self
 
 
 def default_window_images(image_shape: tuple[int, int, int], device: torch.device) -> int:
@@ -42,20 +61,27 @@ def padded_shape(count: int, image_shape: tuple[int, int, int]) -> tuple[int, in
     return count, height + 2 * MAX_SHIFT, width + 2 * MAX_SHIFT, channels
 
 
-def to_device(images: np.ndarray, preprocess: Preprocess, out: torch.Tensor,
+def to_device(images: np.ndarray, preprocess: Preprocess, out: Pixels,
               run: Callable[[Callable, Iterable[int]], Iterable] = map) -> None:
-    """Normalise and mirror-pad images, uint8 (n, H, W, C), into ``out``, float32 (n, H+4, W+4, C).
+    """Mirror-pad images, uint8 (n, H, W, C), into ``out``: normalised where it is float32, else with their statistics.
 
     Chunk by chunk; ``run`` maps the work over the chunks, on several threads perhaps: the result is the same to the
     bit.
     """
     inside = slice(MAX_SHIFT, -MAX_SHIFT)
-    step = max(1, CHUNK_VALUES[out.device.type] // images[:1].size)
+    device = out.images.device
+    step = max(1, CHUNK_VALUES[device.type] // images[:1].size)
 
     def work(first: int) -> None:
-        part = out[first:first + step]
-        part[:, inside, inside] = preprocess(torch.from_numpy(images[first:first + step]).to(out.device))
-        fill_border(part)
+        pixels = torch.from_numpy(images[first:first + step]).to(device)
+        chunk = slice(first, first + len(pixels))
+        if out.center is None:
+            pixels = preprocess(pixels)
+        else:
+            out.center[chunk], out.scale[chunk] = preprocess.statistics(pixels)
+        padded = out.images[chunk]
+        padded[:, inside, inside] = pixels
+        fill_border(padded)
     for _ in run(work, range(0, len(images), step)):
         pass
 
@@ -76,7 +102,7 @@ class Windows:
     Args:
         source: where images are read.
         order: which image each stream position is.
-        preprocess: normalisation, on ``device``.
+        preprocess: normalisation, on ``device``; what is gathered is normalised already if it mixes pixels.
     """
 
     def __init__(self, source: ImageSource, order: Order, preprocess: Preprocess, device: torch.device):
@@ -84,7 +110,7 @@ class Windows:
         self._source, self._order, self._preprocess, self._device = source, order, preprocess, device
         self._contents: dict[tuple[int, int], Future] = {}
         self._shape = padded_shape(order.largest_window, source.image_shape)
-        self._buffers = Buffers(self._shape)
+        self._buffers = Buffers(self._shape, np.uint8 if preprocess.scales else np.float32)
         # Small sets have many epochs, so many windows, in one run of a pipeline.
         self._window = lru_cache(max(4, CACHED_ROWS // order.largest_window))(order.window)
         self._worker = background_thread("window", device)
@@ -98,8 +124,8 @@ class Windows:
             parts.append(indices[permutation[segment.first:segment.last]])
         return np.concatenate(parts)
 
-    def gather(self, position: int, count: int, out: torch.Tensor | None = None) -> torch.Tensor:
-        """The padded images at those positions, float32 (count, H+4, W+4, C), into ``out`` where it is given."""
+    def gather(self, position: int, count: int, images: torch.Tensor | None = None) -> Pixels:
+        """The ``count`` images at those positions, padded; in the memory of ``images`` where they are given."""
         segments = self._order.segments(position, count)
         last = segments[-1]
         wanted = [(segment.epoch, segment.window) for segment in segments]
@@ -108,13 +134,14 @@ class Windows:
             wrap = last.window + 1 == self._order.windows
             wanted.append((last.epoch + 1, 0) if wrap else (last.epoch, last.window + 1))
         self._want([self._key(*which) for which in wanted])
-        if out is None:
-            out = torch.empty(padded_shape(count, self._source.image_shape), device=self._device)
+        out = self._empty(count, images)
         done = 0
         for key, parts in groupby(segments, lambda segment: self._key(segment.epoch, segment.window)):
             rows = np.concatenate([self._window(part.epoch, part.window)[1][part.first:part.last] for part in parts])
             window = self._contents[key].result()
-            torch.index_select(window, 0, upload(rows, self._device), out=out[done:done + len(rows)])
+            rows = upload(rows, self._device)
+            for values, result in zip(window.parts, out.parts, strict=True):
+                torch.index_select(values, 0, rows, out=result[done:done + len(rows)])
             done += len(rows)
         return out
 
@@ -138,22 +165,32 @@ class Windows:
             if key not in self._contents or _failed(self._contents[key]):
                 self._contents[key] = self._worker.submit(self._load, *key)
 
-    def _load(self, epoch: int, window: int) -> torch.Tensor:
+    def _empty(self, count: int, images: torch.Tensor | None = None) -> Pixels:
+        """For so many images, undefined; their memory is new where none is given."""
+        scales = self._preprocess.scales
+        if images is None:
+            images = torch.empty(padded_shape(count, self._source.image_shape), device=self._device,
+                                 dtype=torch.uint8 if scales else torch.float32)
+        statistics = (torch.empty(count, scales, device=self._device) for _ in range(2)) if scales else ()
+        return Pixels(images, *statistics)
+
+    def _load(self, epoch: int, window: int) -> Pixels:
         indices, _ = self._order.window(epoch, window)
         pixels = self._source.read(indices)
         self.loaded += 1
         if self._stream is None:
-            window_images = self._buffers.take()
+            contents = self._empty(self._shape[0], self._buffers.take())
             if self.loaded > 1:
-                to_device(pixels, self._preprocess, window_images[:len(pixels)])
+                to_device(pixels, self._preprocess, contents)
             else:  # somebody is waiting for the first
                 with background_thread("first-window", self._device, len(os.sched_getaffinity(0))) as threads:
-                    to_device(pixels, self._preprocess, window_images[:len(pixels)], threads.map)
-            return window_images
+                    to_device(pixels, self._preprocess, contents, threads.map)
+            return contents
         with torch.cuda.device(self._device), torch.cuda.stream(self._stream):
-            # A new tensor each time: the allocator keeps the memory, and knows when the drawing stream is done with it.
-            window_images = torch.empty(self._shape, device=self._device)
-            to_device(pixels, self._preprocess, window_images[:len(pixels)])
+            # New tensors each time: the allocator keeps the memory, and knows when the drawing stream is done with it.
+            contents = self._empty(self._shape[0])
+            to_device(pixels, self._preprocess, contents)
         self._stream.synchronize()  # this thread waits, so that the drawing one need not
-        window_images.record_stream(torch.cuda.current_stream(self._device))
-        return window_images
+        for part in contents.parts:
+            part.record_stream(torch.cuda.current_stream(self._device))
+        return contents

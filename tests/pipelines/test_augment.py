@@ -1,4 +1,4 @@
-"""Graph fragments and their PyTorch twins against NumPy and SciPy."""
+"""Graph fragments and their twins on the CPU, against NumPy and SciPy."""
 
 import numpy as np
 import pytest
@@ -54,29 +54,37 @@ def test_all_25_shifts_are_scipy_s(images):
 def test_six_views(images):
     expected = np.stack([six_views_numpy(image) for image in images])
     assert np.array_equal(dali_on_cpu(augment.six_views, images), expected)
-    assert np.array_equal(augment.six_views_torch(torch.from_numpy(images)), expected)
+    assert np.array_equal(augment.six_views_cpu(torch.from_numpy(images)), expected)
 
 
 def test_flips(images):
     mirror = np.array([1, 0, 0, 1, 1], np.int32)
     expected = np.stack([np.fliplr(image) if flip else image for image, flip in zip(images, mirror, strict=True)])
     ours = torch.from_numpy(images.copy())
-    augment.flip_torch(ours, torch.from_numpy(mirror))
+    augment.flip_cpu(ours, mirror)
     assert np.array_equal(ours, expected)
+    for channels in (1, 3, 4):  # of bytes, too
+        pixels = np.random.default_rng(channels).integers(0, 256, (3, 6, 6, channels), dtype=np.uint8)
+        ours = torch.from_numpy(pixels.copy())
+        augment.flip_cpu(ours, np.array([0, 1, 0]))
+        assert np.array_equal(ours, np.stack([pixels[0], np.fliplr(pixels[1]), pixels[2]]))
 
     def graph(source):
         return augment.mirror(source, fn.external_source(lambda: mirror, batch=True))
     assert np.array_equal(dali_on_cpu(graph, images), expected)
 
 
-@pytest.mark.parametrize("where", ["dali", "torch"])
+@pytest.mark.parametrize("where", ["dali", "cpu", "cpu, in place"])
 def test_noise_has_its_mean_deviation_and_independence(where):
     images = np.full((64, 16, 16, 3), 5, np.float32)
     if where == "dali":
         noise = dali_on_cpu(lambda x: augment.add_noise(x, 0.15, seed=3), images) - images
     else:
         generator = torch.Generator().manual_seed(3)
-        noise = augment.add_noise_torch(torch.from_numpy(images), 0.15, generator).numpy() - images
+        ours = torch.from_numpy(images.copy())
+        noisy = augment.add_noise_cpu(ours, 0.15, generator, ours if where == "cpu, in place" else None).numpy()
+        assert np.array_equal(ours, images) == (where == "cpu")
+        noise = noisy - images
     values = noise.size
     assert abs(noise.mean()) < 5 * 0.15 / np.sqrt(values)
     assert abs(noise.std() - 0.15) < 5 * 0.15 / np.sqrt(2 * values)

@@ -6,6 +6,7 @@ import torch
 
 from pipelines.evaluation import EvaluationLoader
 from pipelines.graphs import EVALUATION_IMAGES, StreamOptions
+from pipelines.loader import LABELED as LABELED_STREAM
 from pipelines.loader import UNLABELED as UNLABELED_STREAM
 from pipelines.loader import SemiSupervisedLoader, Stream
 from pipelines.sampling import class_balanced_subset
@@ -114,6 +115,23 @@ def test_extra_images_are_half_of_every_unlabeled_batch(toy, tmp_path, in_graph)
     assert sorted(own[:IMAGES]) == list(range(IMAGES))
     assert len(set(own[IMAGES:])) == 120 - IMAGES
     stream.close()
+
+
+@pytest.mark.parametrize("kind", ["gcn", "standardize", "zca"])
+@pytest.mark.parametrize("which", [LABELED_STREAM, UNLABELED_STREAM])
+def test_dali_and_the_cpu_s_twins_make_the_same_of_every_image(toy, kind, which):
+    """The GPU's way, here on DALI's CPU backend, and the CPU's; both are at work on several runs at a time."""
+    shard_set, _, _ = toy
+    views = which == UNLABELED_STREAM
+    options = StreamOptions(16, views=views, flip=not views, noise=0, window_images=32)
+    ours, dali_s = (Stream([shard_set], prepare(kind, [shard_set], progress=False), options, seed=4, which=which,
+                           device=torch.device("cpu"), in_graph=in_graph) for in_graph in (False, True))
+    for _ in range(60):
+        one, other = next(ours), next(dali_s)
+        assert (one.images - other.images).abs().max() < 1e-5
+        assert torch.equal(one.labels, other.labels)
+    ours.close()
+    dali_s.close()
 
 
 @pytest.mark.parametrize("size", [48, 64, 96])

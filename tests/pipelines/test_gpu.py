@@ -6,20 +6,21 @@ import torch
 from pipelines.evaluation import EvaluationLoader
 from pipelines.graphs import StreamOptions
 from pipelines.loader import LABELED, UNLABELED, Stream
-from pipelines.whitening import prepare
+from pipelines.whitening import KINDS, prepare
 
 pytestmark = pytest.mark.gpu
 
 
-def stream(small_set, device: str, which=UNLABELED, noise=0.15) -> Stream:
+def stream(small_set, device: str, which=UNLABELED, noise=0.15, kind="zca") -> Stream:
     options = StreamOptions(10, views=which == UNLABELED, flip=which == LABELED, noise=noise, window_images=64)
-    return Stream([small_set], prepare("zca", [small_set], progress=False), options, seed=1, which=which,
+    return Stream([small_set], prepare(kind, [small_set], progress=False), options, seed=1, which=which,
                   device=torch.device(device))
 
 
+@pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("which", [LABELED, UNLABELED])
-def test_batches_without_noise_are_the_cpu_s(small_set, which):
-    on_cpu, on_gpu = (stream(small_set, device, which, noise=0) for device in ("cpu", "cuda:0"))
+def test_batches_without_noise_are_the_cpu_s(small_set, which, kind):
+    on_cpu, on_gpu = (stream(small_set, device, which, noise=0, kind=kind) for device in ("cpu", "cuda:0"))
     for _ in range(100):
         ours, expected = next(on_gpu), next(on_cpu)
         assert ours.images.is_cuda

@@ -22,10 +22,12 @@ def graph(which: str, device_id: int | None, in_graph: bool = True):
     if which == "evaluation":
         return evaluation_graph(lambda info: None, lambda info: None, flip=True, noise=0.15, **common)
     options = StreamOptions(16, views=which == "unlabeled", flip=which == "labeled", steps_per_run=4)
-    return training_graph(lambda info: None, lambda info: None, lambda info: None, options=options, **common)
+    statistics = () if which == "whitened" else (lambda info: None, lambda info: None)
+    sources = (lambda info: None,) * 3
+    return training_graph(*sources, statistics, options=options, **common)
 
 
-@pytest.mark.parametrize("which", ["labeled", "unlabeled", "evaluation"])
+@pytest.mark.parametrize("which", ["labeled", "unlabeled", "whitened", "evaluation"])
 def test_every_gpu_operator_is_registered_and_none_falls_back(which):
     registered = set(nvidia.dali.backend.RegisteredGPUOps())
     pipeline = graph(which, device_id=0)
@@ -37,6 +39,8 @@ def test_every_gpu_operator_is_registered_and_none_falls_back(which):
         assert outputs == ["gpu"], f"{name} ({kind}) runs on the CPU, after the upload"
         assert kind in registered, f"{name}: DALI has no GPU operator {kind}"
         assert inputs[0] == "gpu"
+        if "Arithmetic" in kind:
+            assert set(inputs) == {"gpu"}, f"{name} wants something that is on the CPU"
     assert ops[0][1] == "ExternalSource"
     assert ops[0][3] == ["gpu"]
     assert [node.device for node in pipeline._graph_outputs] == ["gpu"] * len(pipeline._graph_outputs)
@@ -55,15 +59,15 @@ def test_no_operator_launches_a_kernel_an_image():
     assert "Flip" not in {kind for _, kind, _, _ in operators(graph("unlabeled", device_id=0))}
 
 
-@pytest.mark.parametrize("which", ["labeled", "unlabeled", "evaluation"])
+@pytest.mark.parametrize("which", ["labeled", "unlabeled", "whitened", "evaluation"])
 def test_the_cpu_graph_is_the_same_but_for_placement(which):
     on_gpu, on_cpu = operators(graph(which, 0)), operators(graph(which, None))
     assert [(name, kind) for name, kind, _, _ in on_gpu] == [(name, kind) for name, kind, _, _ in on_cpu]
     assert {device for _, _, inputs, outputs in on_cpu for device in inputs + outputs} == {"cpu"}
 
 
-@pytest.mark.parametrize("which", ["labeled", "unlabeled"])
-def test_on_the_cpu_all_but_the_shift_is_left_to_pytorch(which):
+@pytest.mark.parametrize("which", ["labeled", "unlabeled", "whitened"])
+def test_on_the_cpu_all_but_the_shift_is_left_to_its_twins(which):
     kinds = [kind for _, kind, _, _ in operators(graph(which, None, in_graph=False))]
     assert set(kinds) == {"ExternalSource", "Slice"}
     assert kinds.count("Slice") == 1

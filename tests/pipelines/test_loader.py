@@ -1,16 +1,18 @@
 """Streams resume to the bit, load no window they do not need, and never overwrite what they handed out."""
 
+import os
 from concurrent.futures import Future
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 
 from pipelines.graphs import StreamOptions
-from pipelines.loader import UNLABELED, SemiSupervisedLoader, Stream, default_block_images
+from pipelines.loader import UNLABELED, SemiSupervisedLoader, Stream, default_block_images, even_pieces
 from pipelines.sampling import Order
 from pipelines.shards import Subset
-from pipelines.whitening import Preprocess
+from pipelines.whitening import KINDS, Preprocess, prepare
 from pipelines.windows import Windows, default_window_images
 from tests.conftest import random_images, write_set
 
@@ -85,15 +87,53 @@ def test_two_sources_resume_to_the_bit(small_set, tmp_path, steps):
         feed.close()
 
 
+@pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize(("window", "block"), [(8, 16), (64, 16), (50, 7), (300, 16), (1000, 16)])
-def test_windows_hold_the_images_of_their_positions(small_set, window, block):
+def test_windows_hold_the_images_of_their_positions(small_set, window, block, kind):
     """Also where a window is smaller than a block, and across windows and epochs; the memory is used again."""
-    windows = Windows(small_set, Order(300, window, block, seed=3), PREPROCESS, torch.device("cpu"))
+    preprocess = prepare(kind, [small_set], progress=False)
+    windows = Windows(small_set, Order(300, window, block, seed=3), preprocess, torch.device("cpu"))
     for position in range(0, 700, 70):
         images = small_set.read(windows.indices(position, 70))
-        expected = np.pad(PREPROCESS(torch.from_numpy(images)), ((0, 0), (2, 2), (2, 2), (0, 0)), "symmetric")
-        assert np.array_equal(windows.gather(position, 70), expected)
+        found = windows.gather(position, 70)
+        if kind == "zca":
+            assert found.center is None
+            ours = found.images
+        else:
+            assert found.images.dtype == torch.uint8
+            ours = (found.images - found.center[:, None, None]) * found.scale[:, None, None]
+        expected = np.pad(preprocess(torch.from_numpy(images)), ((0, 0), (2, 2), (2, 2), (0, 0)), "symmetric")
+        assert np.abs(ours.numpy() - expected).max() < 1e-5
     windows.close()
+
+
+def test_pieces_are_even_and_whole(monkeypatch):
+    monkeypatch.setattr("pipelines.loader.PIECE_VALUES", 1000)
+    for count in (*range(1, 40), 768):
+        for values in (1, 10, 999, 1000, 5000):
+            pieces = even_pieces(count, values)
+            sizes = [len(range(count)[piece]) for piece in pieces]
+            assert [i for piece in pieces for i in range(count)[piece]] == list(range(count))
+            assert min(sizes) > 0
+            assert max(sizes) - min(sizes) <= 1
+            assert len(pieces) % 2 == 0 or len(pieces) == count
+            assert max(sizes) * values <= 1000 or max(sizes) == 1
+
+
+def test_the_loader_s_threads_give_way_to_the_step(small_set):
+    """DALI's, too, which it starts itself; nobody else's."""
+    def priorities() -> dict[int, int]:
+        return {int(thread): os.getpriority(os.PRIO_PROCESS, int(thread)) for thread in os.listdir("/proc/self/task")}
+    before = priorities()
+    feed = stream(small_set)
+    take(feed, 8)
+    after = priorities()
+    assert {thread: after[thread] for thread in before if thread in after} == before
+    started = {thread: nice for thread, nice in after.items() if thread not in before}
+    names = {Path(f"/proc/self/task/{thread}/comm").read_text() for thread in started}
+    assert any("DALI" in name for name in names)
+    assert set(started.values()) == {19}
+    feed.close()
 
 
 def test_batches_that_do_not_divide_among_the_sources(small_set):
