@@ -156,9 +156,10 @@ class Stream:
             self._coming.popleft()  # only now: whoever is interrupted above may ask again
             self._ahead()
         self._step += 1
-        images, labels = (None if part is None else part.chunk(self.options.steps_per_run)[inside]
-                          for part in self._run[:2])
-        return Examples(images, self._proxy_labels.clone() if labels is None else labels)
+        images, labels = self._run.images, self._run.labels
+        size = len(images) // self.options.steps_per_run
+        step = slice(inside * size, (inside + 1) * size)
+        return Examples(images[step], self._proxy_labels.clone() if labels is None else labels[step])
 
     def state_dict(self) -> dict:
         """Everything needed to go on after the batch delivered last: numbers and strings."""
