@@ -149,7 +149,8 @@ def measure(task: Task, names: Sequence[str], seconds: float, repeats: int) -> d
         for name in names:  # one rival at a time beside ours: idle workers of the others would take memory and cores
             rival = stepping(name, task, workers[name])
             loader = ours(task)
-            pair = alternate({"ours": partial(next, loader), name: rival}, task.device, seconds, repeats)
+            pair = alternate({"ours": partial(next, loader), name: rival}, task.device, seconds, repeats,
+                             settle=loader.settle)
             loader.close()
             del rival
             found["ours"].append(pair["ours"])

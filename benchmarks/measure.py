@@ -19,30 +19,37 @@ def synchronize(device: torch.device) -> None:
         torch.cuda.synchronize(device)
 
 
-def steps_per_second(step: Callable[[], object], device: torch.device, seconds: float) -> float:
-    """Call ``step`` for about so many seconds; how many a second were done, the device's work included."""
+def steps_per_second(step: Callable[[], object], device: torch.device, seconds: float, unit: int = 10,
+                     settle: Callable[[], None] | None = None) -> float:
+    """Call ``step`` for about so many seconds; how many a second were done.
+
+    ``unit`` steps are done between looks at the clock. What they left to be done counts too: the device's work, and
+    what ``settle`` waits for.
+    """
     synchronize(device)
     start = time.perf_counter()
     steps = 0
     while True:
-        for _ in range(10):
+        for _ in range(unit):
             step()
-        steps += 10
+        steps += unit
         if time.perf_counter() - start > seconds:
+            if settle is not None:
+                settle()
             synchronize(device)
             return steps / (time.perf_counter() - start)
 
 
-def alternate(candidates: Mapping[str, Callable[[], object]], device: torch.device, seconds: float,
-              repeats: int) -> dict[str, float]:
+def alternate(candidates: Mapping[str, Callable[[], object]], device: torch.device, seconds: float, repeats: int,
+              unit: int = 10, settle: Callable[[], None] | None = None) -> dict[str, float]:
     """Steps a second of each candidate: the median of ``repeats`` turns, taken in rounds so that a machine that slows
-    down slows all of them."""
+    down slows all of them; ``unit`` and ``settle`` as for ``steps_per_second``, so that no turn does another's work."""
     for step in candidates.values():
-        steps_per_second(step, device, seconds / 2)  # caches, workers, prefetching
+        steps_per_second(step, device, seconds / 2, unit, settle)  # caches, workers, prefetching
     found: dict[str, list[float]] = {name: [] for name in candidates}
     for _ in range(repeats):
         for name, step in candidates.items():
-            found[name].append(steps_per_second(step, device, seconds))
+            found[name].append(steps_per_second(step, device, seconds, unit, settle))
     return {name: statistics.median(values) for name, values in found.items()}
 
 

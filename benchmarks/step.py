@@ -64,19 +64,20 @@ def main(argv: Sequence[str] | None = None) -> int:
     return 0
 
 
-def measure(network: str, loader: Iterator[Batch], num_classes: int, precision: str, device: torch.device,
+def measure(network: str, loader: SemiSupervisedLoader, num_classes: int, precision: str, device: torch.device,
             options) -> dict:
     """One network: steps a second fed and fixed, their ratio, and what the step computes.
 
     The two steps take turns on one trainer; time waiting is the share of the fed turns that ``next(loader)`` took.
     """
     trainer = build_trainer(network, num_classes, precision, device)
-    fixed = next(loader)
+    unit = loader.steps_per_run  # turns of whole runs, or one would end before what it has asked for is made
+    fixed, *_ = (next(loader) for _ in range(unit))
     with FlopCounterMode(display=False) as counter:
         trainer.train_step(fixed)
     flops = counter.get_total_flops()
     speeds = alternate({"fed": partial(_fed_step, trainer, loader), "fixed": partial(trainer.train_step, fixed)},
-                       device, options.seconds, options.repeats)
+                       device, options.seconds, options.repeats, unit, loader.settle)
     images = len(fixed.labeled.images) + len(fixed.unlabeled.images)
     result = {"fed": round(speeds["fed"], 3), "fixed": round(speeds["fixed"], 3),
               "fed_over_fixed": round(speeds["fed"] / speeds["fixed"], 4),

@@ -98,8 +98,8 @@ def six_views_cpu(images: torch.Tensor, out: torch.Tensor | None = None) -> torc
     """The CPU's twin of ``six_views``: (n, S, S, C) to (n, 6, S, S, C), a new tensor or ``out``, by one gather."""
     count, size = images.shape[:2]
     out = images.new_empty((count, VIEWS, *images.shape[1:])) if out is None else out
-    np.take(_as_pixels(images).reshape(count, -1), _view_sources(size), axis=1, mode="clip",
-            out=_as_pixels(out).reshape(count, -1))
+    flat, result = (tensor.view(count, -1, tensor.shape[-1]) for tensor in (images, out))  # refuses what must be copied
+    np.take(_as_pixels(flat), _view_sources(size), axis=1, mode="clip", out=_as_pixels(result))
     return out
 
 

@@ -1,8 +1,9 @@
 """Endless, seeded, resumable batches on the device: the labeled and the unlabeled stream.
 
 A stream runs a DALI pipeline whose sources are pure functions of the run's number, so that nothing has a
-cursor. One pipeline run holds several training steps, handed out as views; the next runs are made on other threads
-while they are.
+cursor. One pipeline run holds several training steps, handed out as views. Beside a GPU the next runs are made on other
+threads while they are. On a CPU a run is made when it is asked for, by all cores and for both streams at once: a step
+splits its operations over the cores and waits for the one that is held up, so that work beside it costs it more.
 """
 
 import math
@@ -30,7 +31,7 @@ DRAWS, DALI_NOISE, TORCH_NOISE, FLIPS = 2, 3, 4, 5  # what a random number is fo
 BLOCK_IMAGES, WINDOW_BLOCKS = 8, 512  # images read at a time at most, and blocks in a window at least
 LABELED, UNLABELED, EVALUATION = 0, 1, 2  # which stream it is for
 PIECE_VALUES = 96 * 3072  # augmented at a time on a CPU: what fits the caches
-RUNS_AHEAD = 2  # runs made or in the making: DALI makes one while another is augmented
+RUNS_AHEAD = {"cpu": 0, "cuda": 2}  # runs made or in the making while another is handed out
 
 
 class Examples(NamedTuple):
@@ -56,8 +57,10 @@ def default_block_images(window_images: int) -> int:
 
 
 def even_pieces(count: int, values: int) -> list[slice]:
-    """``count`` images of so many values each in pieces of PIECE_VALUES at most, an even number of them, none empty."""
-    pieces = min(count, 2 * math.ceil(count * values / (2 * PIECE_VALUES)))
+    """``count`` images of so many values each in pieces of PIECE_VALUES at most, or of one image; their number is even,
+    but for one an image."""
+    each = max(1, PIECE_VALUES // values)
+    pieces = min(count, 2 * math.ceil(count / (2 * each)))
     bounds = [count * piece // pieces for piece in range(pieces + 1)]
     return [slice(*pair) for pair in pairwise(bounds)]
 
@@ -97,8 +100,8 @@ class Stream:
         seed: of order, shifts, flips and noise.
         which: LABELED or UNLABELED, so that streams of one seed differ.
         device: where batches arrive; the CPU or one GPU.
-        helpers: threads for flip, noise and views on a CPU; None for one of the stream's own.
-        in_graph: flip, noise and views by DALI (the GPU's way) instead of PyTorch; None for what the device does best.
+        helpers: threads for all that follows the shift on a CPU; None for one of the stream's own.
+        in_graph: what follows the shift by DALI (the GPU's way), not its twins; None for what the device does best.
 
     Iterating yields Examples: (batch, C, H, W) and labels, or with views (6·batch, C, H, W), image by image,
     and proxy labels. Tensors are the caller's to keep; one keeps the memory of its whole run.
@@ -148,23 +151,29 @@ class Stream:
 
     def __next__(self) -> Examples:
         inside = self._step % self.options.steps_per_run
-        if self._run is None or inside == 0:
-            run = self._ahead().result()
+        if self._needs_run():
+            self._ask(1)
+            run = self._coming[0].result()
             for part in run.parts:
                 part.result()
             self._run = run
             self._coming.popleft()  # only now: whoever is interrupted above may ask again
-            self._ahead()
+            self._ask(RUNS_AHEAD[self._device.type])
         self._step += 1
         images, labels = self._run.images, self._run.labels
         size = len(images) // self.options.steps_per_run
         step = slice(inside * size, (inside + 1) * size)
         return Examples(images[step], self._proxy_labels.clone() if labels is None else labels[step])
 
+    def prepare(self) -> None:
+        """Have the next batch made, or in the making."""
+        if self._needs_run():
+            self._ask(1)
+
     def state_dict(self) -> dict:
         """Everything needed to go on after the batch delivered last: numbers and strings."""
-        at_boundary = self._run is None or self._step % self.options.steps_per_run == 0
-        run = self._ahead().result() if at_boundary else self._run
+        self.prepare()
+        run = self._coming[0].result() if self._needs_run() else self._run
         return {"step": self._step, "dali": run.before, **self._identity()}
 
     def load_state_dict(self, state: dict) -> None:
@@ -178,6 +187,13 @@ class Stream:
             if state.get(name) != value:
                 raise ValueError(f"stream {name}: {state.get(name)!r} in the checkpoint, {value!r} now")
 
+    def settle(self) -> None:
+        """Wait until all is made that was asked for ahead of time: for whoever times what goes on beside it."""
+        for run in self._coming:
+            wait(run.result().parts)
+        for windows in self._windows:
+            windows.settle()
+
     def close(self) -> None:
         """Let go of windows and threads; the stream delivers no more."""
         for threads in self._threads:
@@ -190,7 +206,8 @@ class Stream:
 
     def _identity(self) -> dict:
         orders = [{name: value for name, value in asdict(order).items() if name != "seed"} for order in self.orders]
-        return {"key": list(self._key), "in_graph": self._in_graph, **asdict(self.options), "orders": orders}
+        return {"key": list(self._key), "in_graph": self._in_graph, "noise_drawn_by": PIECE_VALUES,
+                **asdict(self.options), "orders": orders}
 
     def _start(self, step: int, checkpoint: str | None) -> None:
         wait(self._coming)  # the old pipeline may be at work on the windows
@@ -208,12 +225,15 @@ class Stream:
             checkpoint=None if checkpoint is None else bytes.fromhex(checkpoint))
         self._built = False
 
-    def _ahead(self) -> Future[Run]:
-        """The run that follows, made or in the making, as are others after it."""
-        while len(self._coming) < RUNS_AHEAD:
+    def _needs_run(self) -> bool:
+        """Whether the next batch is the first of a run."""
+        return self._run is None or self._step % self.options.steps_per_run == 0
+
+    def _ask(self, runs: int) -> None:
+        """Have so many runs that are not handed out yet made, or in the making."""
+        while len(self._coming) < runs:
             self._coming.append(self._worker.submit(self._make_run, self._asked))
             self._asked += 1
-        return self._coming[0]
 
     def _make_run(self, number: int) -> Run:
         """On the worker's thread: run ``number`` of the pipeline, which makes them in order."""
@@ -294,7 +314,7 @@ class SemiSupervisedLoader:
         seed: of everything random.
         device: the CPU or one GPU.
         noise: standard deviation; 0 for none.
-        threads: for flip, noise and views on a CPU; batches do not depend on how many.
+        threads: for all that follows the shift on a CPU; batches do not depend on how many.
         window_images: see StreamOptions.
     """
 
@@ -315,6 +335,8 @@ class SemiSupervisedLoader:
         return self
 
     def __next__(self) -> Batch:
+        for stream in self._streams():  # before one is waited for
+            stream.prepare()
         return Batch(next(self.labeled), None if self.unlabeled is None else next(self.unlabeled))
 
     def state_dict(self) -> dict:
@@ -332,9 +354,21 @@ class SemiSupervisedLoader:
         if self.unlabeled is not None:
             self.unlabeled.load_state_dict(state["unlabeled"])
 
+    @property
+    def steps_per_run(self) -> int:
+        """Steps after which both streams begin a new run."""
+        return math.lcm(*(stream.options.steps_per_run for stream in self._streams()))
+
+    def settle(self) -> None:
+        """Wait until all is made that was asked for ahead of time: for whoever times what goes on beside it."""
+        for stream in self._streams():
+            stream.settle()
+
+    def _streams(self) -> list[Stream]:
+        return [self.labeled] if self.unlabeled is None else [self.labeled, self.unlabeled]
+
     def close(self) -> None:
         """Let go of windows and threads. To do before a fork: a child that collects a loader hangs in DALI."""
-        self.labeled.close()
-        if self.unlabeled is not None:
-            self.unlabeled.close()
+        for stream in self._streams():
+            stream.close()
         self._helpers.shutdown(wait=True, cancel_futures=True)

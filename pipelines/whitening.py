@@ -47,7 +47,7 @@ def gcn_statistics(images: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
 
     Returns:
         What ``normalize`` does it with, float32 (n, 1) each. The norm is 55 at 32×32×3 and elsewhere the same root mean
-        square (55/√3072); images of one colour become zeros. The scale of the input cancels, so it is the reference's
+        square (55/√3072); images of one value become zeros. The scale of the input cancels, so it is the reference's
         result for pixels in [0, 1].
     """
     flat = images.reshape(len(images), -1).to(torch.float32, copy=True)
