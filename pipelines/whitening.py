@@ -50,11 +50,11 @@ def gcn_statistics(images: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         square (55/√3072); images of one value become zeros. The scale of the input cancels, so it is the reference's
         result for pixels in [0, 1].
     """
-    flat = images.reshape(len(images), -1).to(torch.float32, copy=True)
-    mean = flat.mean(dim=1, keepdim=True)
-    norm = torch.linalg.vector_norm(flat.sub_(mean), dim=1, keepdim=True)
+    rows = images.flatten(2).to(torch.float32, copy=True)
+    mean = rows.mean(dim=2).mean(dim=1, keepdim=True)  # all at once: inexact for large images of one value
+    norm = torch.linalg.vector_norm(rows.sub_(mean[:, None]).flatten(1), dim=1, keepdim=True)
     norm = torch.where(norm < 255 * EPSILON, torch.ones_like(norm), norm)
-    return mean, GCN_NORM * math.sqrt(flat.shape[1] / GCN_VALUES) / norm
+    return mean, GCN_NORM * math.sqrt(rows[:1].numel() / GCN_VALUES) / norm
 
 
 def gcn(images: torch.Tensor) -> torch.Tensor:

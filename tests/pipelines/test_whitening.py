@@ -43,9 +43,10 @@ def test_gcn_is_the_reference_s(size):
     assert np.allclose(ours.norm(dim=1), norm, rtol=1e-5)
 
 
-def test_gcn_of_one_colour_is_zero():
-    plain = torch.full((2, 32, 32, 3), 77, dtype=torch.uint8)
-    assert (gcn(plain) == 0).all()
+@pytest.mark.parametrize("size", [32, 600])
+def test_gcn_of_one_value_is_zero(size):
+    for value in (0, 77, 199, 255):
+        assert (gcn(torch.full((2, size, size, 3), value, dtype=torch.uint8)) == 0).all()
 
 
 def test_zca_is_the_reference_s(tmp_path):
