@@ -144,6 +144,24 @@ def test_a_resumed_stream_loads_only_what_it_delivers(small_set):
     other.close()
 
 
+def test_on_a_cpu_a_run_is_made_when_it_is_asked_for_and_for_both_streams_at_once(small_set, monkeypatch):
+    one = stream(small_set)  # of four steps a run
+    take(one, 4)
+    assert (one._asked, len(one._coming)) == (1, 0)
+    one.prepare()
+    one.prepare()
+    assert one._asked == 2
+    one.settle()
+    assert all(part.done() for part in one._coming[0].result().parts)
+    one.close()
+    feed = SemiSupervisedLoader(small_set, [small_set], PREPROCESS, batch_unlabeled=4)
+    monkeypatch.setattr(feed.labeled, "_make_run", lambda number: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        next(feed)  # which waits for the labeled stream, and finds it failed
+    assert feed.unlabeled._asked == 1
+    feed.close()
+
+
 @pytest.mark.parametrize("images", [1, 2, 7, 39, 40, 41, 300])
 def test_a_set_that_fits_one_window_is_loaded_once(small_set, images):
     """However many of its epochs are in one run of the pipeline, here of 40 images."""
