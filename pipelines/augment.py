@@ -6,8 +6,10 @@ shift have a twin for the CPU backend, of PyTorch and NumPy: DALI draws noise th
 views image by image, and looks through all arguments of a batch for each image it may mirror; the GPU runs DALI's.
 """
 
+import math
 from collections.abc import Sequence
 from functools import lru_cache
+from itertools import pairwise
 
 import numpy as np
 import torch
@@ -18,6 +20,7 @@ from pipelines.whitening import normalize
 
 MAX_SHIFT = 2  # pixels on each axis
 NOISE = 0.15  # standard deviation, in whitened units
+PIECE_VALUES = 96 * 3072  # augmented at a time on a CPU: what fits the caches
 VIEWS = 6  # rotations counter-clockwise by 0, 90, 180, 270 degrees (labels 0 to 3), left-right (4), up-down (5)
 
 
@@ -101,6 +104,15 @@ def six_views_cpu(images: torch.Tensor, out: torch.Tensor | None = None) -> torc
     flat, result = (tensor.view(count, -1, tensor.shape[-1]) for tensor in (images, out))  # refuses what must be copied
     np.take(_as_pixels(flat), _view_sources(size), axis=1, mode="clip", out=_as_pixels(result))
     return out
+
+
+def even_pieces(count: int, values: int) -> list[slice]:
+    """``count`` images of so many values each in pieces of PIECE_VALUES at most, or of one image; their number is even,
+    but for one an image."""
+    each = max(1, PIECE_VALUES // values)
+    pieces = min(count, 2 * math.ceil(count / (2 * each)))
+    bounds = [count * piece // pieces for piece in range(pieces + 1)]
+    return [slice(*pair) for pair in pairwise(bounds)]
 
 
 def augment_cpu(images: torch.Tensor, statistics: Sequence[torch.Tensor], out: torch.Tensor,

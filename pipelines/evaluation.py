@@ -6,7 +6,7 @@ import numpy as np
 import torch
 
 from pipelines.augment import NOISE
-from pipelines.graphs import EVALUATION_IMAGES, evaluation_graph, evaluation_views, run_pipeline
+from pipelines.graphs import EVALUATION_IMAGES, evaluation_graph, evaluation_views, for_dali, run_pipeline
 from pipelines.loader import DALI_NOISE, DRAWS, EVALUATION, TORCH_NOISE, Examples, with_index
 from pipelines.sampling import draw_jitter, generator, seed_from
 from pipelines.shards import ShardSet, Subset
@@ -65,7 +65,7 @@ class EvaluationLoader:
         pixels = self._source.read(self._indices(info))
         images = torch.empty(padded_shape(len(pixels), self._source.image_shape), device=self._device)
         to_device(pixels, self._preprocess, Pixels(images))
-        return images if images.is_cuda else images.numpy()
+        return for_dali(images)
 
     def _source_offsets(self, info) -> np.ndarray:
         random = generator(self._seed, EVALUATION, DRAWS, info.iteration)

@@ -3,6 +3,7 @@
 import math
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from nvidia.dali import Pipeline, fn, types
 
@@ -121,6 +122,11 @@ def evaluation_views(pair: torch.Tensor, flip: bool, noise: float, random: torch
     """
     sides = [pair, pair.flip(3)] if flip else [pair]
     return torch.cat([view for side in sides for view in (side, augment.add_noise_cpu(side, noise, random))], 1)
+
+
+def for_dali(tensor: torch.Tensor) -> np.ndarray | torch.Tensor:
+    """A tensor as DALI takes it, without a copy."""
+    return tensor if tensor.is_cuda else tensor.numpy()
 
 
 def run_pipeline(pipeline: Pipeline, device: torch.device) -> tuple[torch.Tensor, ...]:

@@ -11,7 +11,6 @@ from collections import deque
 from collections.abc import Sequence
 from concurrent.futures import Executor, Future, wait
 from dataclasses import asdict, replace
-from itertools import pairwise
 from typing import NamedTuple
 
 import numpy as np
@@ -20,7 +19,7 @@ import torch
 from pipelines import augment
 from pipelines.augment import NOISE, VIEWS
 from pipelines.buffers import Buffers
-from pipelines.graphs import StreamOptions, default_steps_per_run, run_pipeline, training_graph
+from pipelines.graphs import StreamOptions, default_steps_per_run, for_dali, run_pipeline, training_graph
 from pipelines.sampling import Order, draw_shift, generator, seed_from
 from pipelines.shards import ShardSet, Subset
 from pipelines.threads import background_thread
@@ -30,7 +29,6 @@ from pipelines.windows import Pixels, Windows, default_window_images, upload
 DRAWS, DALI_NOISE, TORCH_NOISE, FLIPS = 2, 3, 4, 5  # what a random number is for (the order's own keys are 0 and 1)
 BLOCK_IMAGES, WINDOW_BLOCKS = 8, 512  # images read at a time at most, and blocks in a window at least
 LABELED, UNLABELED, EVALUATION = 0, 1, 2  # which stream it is for
-PIECE_VALUES = 96 * 3072  # augmented at a time on a CPU: what fits the caches
 RUNS_AHEAD = {"cpu": 0, "cuda": 2}  # runs made or in the making while another is handed out
 
 
@@ -56,25 +54,11 @@ def default_block_images(window_images: int) -> int:
     return max(1, min(BLOCK_IMAGES, window_images // WINDOW_BLOCKS))
 
 
-def even_pieces(count: int, values: int) -> list[slice]:
-    """``count`` images of so many values each in pieces of PIECE_VALUES at most, or of one image; their number is even,
-    but for one an image."""
-    each = max(1, PIECE_VALUES // values)
-    pieces = min(count, 2 * math.ceil(count / (2 * each)))
-    bounds = [count * piece // pieces for piece in range(pieces + 1)]
-    return [slice(*pair) for pair in pairwise(bounds)]
-
-
 def with_index(device: torch.device) -> torch.device:
     """The device with its number, which DALI wants: ``cuda`` is the current GPU."""
     if device.type == "cuda" and device.index is None:
         return torch.device("cuda", torch.cuda.current_device())
     return device
-
-
-def for_dali(tensor: torch.Tensor) -> np.ndarray | torch.Tensor:
-    """A tensor as DALI takes it, without a copy."""
-    return tensor if tensor.is_cuda else tensor.numpy()
 
 
 class Run(NamedTuple):
@@ -206,7 +190,7 @@ class Stream:
 
     def _identity(self) -> dict:
         orders = [{name: value for name, value in asdict(order).items() if name != "seed"} for order in self.orders]
-        return {"key": list(self._key), "in_graph": self._in_graph, "noise_drawn_by": PIECE_VALUES,
+        return {"key": list(self._key), "in_graph": self._in_graph, "noise_drawn_by": augment.PIECE_VALUES,
                 **asdict(self.options), "orders": orders}
 
     def _start(self, step: int, checkpoint: str | None) -> None:
@@ -259,7 +243,7 @@ class Stream:
         out = self._results.take()
         statistics = self._gathered.parts[1:]
         mirrors = self._mirrors(number) if self.options.flip else None
-        pieces = even_pieces(len(images), images[0].numel())
+        pieces = augment.even_pieces(len(images), images[0].numel())
         seeds = generator(*self._key, TORCH_NOISE, number).integers(2**31, size=len(pieces)).tolist()
 
         def work(part: slice) -> None:

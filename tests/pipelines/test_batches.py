@@ -120,7 +120,7 @@ def test_extra_images_are_half_of_every_unlabeled_batch(toy, tmp_path, in_graph)
 @pytest.mark.parametrize("kind", ["gcn", "standardize", "zca"])
 @pytest.mark.parametrize("which", [LABELED_STREAM, UNLABELED_STREAM])
 def test_dali_and_the_cpu_s_twins_make_the_same_of_every_image(toy, kind, which):
-    """The GPU's way, here on DALI's CPU backend, and the CPU's; both are at work on several runs at a time."""
+    """The GPU's way, here on DALI's CPU backend, and the CPU's."""
     shard_set, _, _ = toy
     views = which == UNLABELED_STREAM
     options = StreamOptions(16, views=views, flip=not views, noise=0, window_images=32)

@@ -6,8 +6,9 @@ import numpy as np
 import pytest
 import torch
 
+from pipelines import augment
 from pipelines.graphs import StreamOptions
-from pipelines.loader import UNLABELED, SemiSupervisedLoader, Stream, default_block_images, even_pieces
+from pipelines.loader import UNLABELED, SemiSupervisedLoader, Stream, default_block_images
 from pipelines.sampling import Order
 from pipelines.shards import Subset
 from pipelines.whitening import KINDS, Preprocess, prepare
@@ -106,10 +107,10 @@ def test_windows_hold_the_images_of_their_positions(small_set, window, block, ki
 
 
 def test_pieces_are_even_and_whole(monkeypatch):
-    monkeypatch.setattr("pipelines.loader.PIECE_VALUES", 1000)
+    monkeypatch.setattr("pipelines.augment.PIECE_VALUES", 1000)
     for count in (*range(1, 40), 768):
         for values in (1, 10, 350, 999, 1000, 5000):
-            pieces = even_pieces(count, values)
+            pieces = augment.even_pieces(count, values)
             sizes = [len(range(count)[piece]) for piece in pieces]
             assert [i for piece in pieces for i in range(count)[piece]] == list(range(count))
             assert min(sizes) > 0
