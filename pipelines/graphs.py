@@ -9,7 +9,7 @@ from nvidia.dali import Pipeline, fn, types
 
 from pipelines import augment
 
-STEPS_PER_RUN, RUN_BYTES = 16, 16 * 2**20  # steps in a run at most, and what they may take
+STEPS_PER_RUN, RUN_BYTES = 32, 32 * 2**20  # steps in a run at most, and what they may take
 EVALUATION_IMAGES = 128  # images a batch; part of what makes the evaluation's noise the same every time
 
 
@@ -22,7 +22,7 @@ class StreamOptions:
         views: six proxy views of every image, instead of the image and its label.
         flip: mirror left to right with probability one half.
         noise: standard deviation of the Gaussian noise; 0 for none.
-        steps_per_run: steps in one DALI pipeline run; None for 16, or fewer where they would take more than 16 MiB.
+        steps_per_run: steps in one DALI pipeline run; None for 32, or fewer where they would take more than 32 MiB.
         block_images: consecutive images read at a time; None for 8, or fewer where a window would have fewer than
             512 blocks: small against runs of equal content in the source, and many enough to mix.
         window_images: images on the device at a time; None for a size that suits the device.
@@ -38,7 +38,7 @@ class StreamOptions:
 
 
 def default_steps_per_run(options: StreamOptions, image_shape: tuple[int, int, int]) -> int:
-    """Steps in a run: so many that its own cost is little, so few that its batches take some 16 MiB."""
+    """Steps in a run: so many that its own cost is little, so few that its batches take some 32 MiB."""
     a_step = 4 * math.prod(image_shape) * options.batch * (augment.VIEWS if options.views else 1)
     return max(1, min(STEPS_PER_RUN, RUN_BYTES // a_step))
 

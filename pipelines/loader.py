@@ -3,7 +3,8 @@
 A stream runs a DALI pipeline whose sources are pure functions of the run's number, so that nothing has a
 cursor. One pipeline run holds several training steps, handed out as views. Beside a GPU the next runs are made on other
 threads while they are. On a CPU a run is made when it is asked for, by all cores and for both streams at once: a step
-splits its operations over the cores and waits for the one that is held up, so that work beside it costs it more.
+splits its operations over the cores and waits for the one that is held up, so that work beside it costs it more. DALI's
+part of a run, which is one core's, is made beside the run before.
 """
 
 import math
@@ -61,6 +62,15 @@ def with_index(device: torch.device) -> torch.device:
     return device
 
 
+class Shifted(NamedTuple):
+    """What DALI made of a run's images, their center and scale where they are bytes, and DALI's state before it, in
+    hexadecimal."""
+
+    images: torch.Tensor
+    statistics: tuple[torch.Tensor, ...]
+    before: str
+
+
 class Run(NamedTuple):
     """Some steps' batches, one after another, and DALI's state before they were made, in hexadecimal.
 
@@ -107,8 +117,6 @@ class Stream:
         self.options = replace(options, steps_per_run=options.steps_per_run or default_steps_per_run(options, shape))
         on_device = preprocess.to(device)
         self._scales = preprocess.scales
-        self._windows = [Windows(source, order, on_device, device)
-                         for source, order in zip(sources, self.orders, strict=True)]
         self._labels = None if options.views else sources[0].labels.astype(np.int64)
         self._size = shape[:2]
         self._run_images = options.batch * self.options.steps_per_run
@@ -122,7 +130,10 @@ class Stream:
         self._worker = background_thread("stream", device)  # the one thread that calls the pipeline
         self._helpers = helpers or background_thread("augment", device)
         self._threads = [self._worker] if helpers else [self._worker, self._helpers]
+        self._windows = [Windows(source, order, on_device, device, self._helpers)
+                         for source, order in zip(sources, self.orders, strict=True)]
         self._coming: deque[Future[Run]] = deque()
+        self._shifting: Future[Shifted] | None = None  # of the run after those; the CPU's only
         self._start(step=0, checkpoint=None)
 
     @property
@@ -175,6 +186,7 @@ class Stream:
         """Wait until all is made that was asked for ahead of time: for whoever times what goes on beside it."""
         for run in self._coming:
             wait(run.result().parts)
+        wait([self._shifting] if self._shifting else [])
         for windows in self._windows:
             windows.settle()
 
@@ -185,7 +197,7 @@ class Stream:
         for windows in self._windows:
             windows.close()
         self._coming.clear()
-        self._pipeline = self._run = self._gathered = None
+        self._pipeline = self._run = self._gathered = self._shifting = None
         self._results.clear()
 
     def _identity(self) -> dict:
@@ -194,8 +206,9 @@ class Stream:
                 **asdict(self.options), "orders": orders}
 
     def _start(self, step: int, checkpoint: str | None) -> None:
-        wait(self._coming)  # the old pipeline may be at work on the windows
+        wait([*self._coming, *([self._shifting] if self._shifting else [])])  # the old pipeline may be at work
         self._coming.clear()  # made when first asked for: a stream that is about to be put elsewhere loads nothing
+        self._shifting = None
         self._step = step
         self._asked = step // self.options.steps_per_run  # the first run that nobody has asked for
         self._run: Run | None = None
@@ -216,10 +229,13 @@ class Stream:
     def _ask(self, runs: int) -> None:
         """Have so many runs that are not handed out yet made, or in the making."""
         while len(self._coming) < runs:
-            self._coming.append(self._worker.submit(self._make_run, self._asked))
+            shifted = self._shifting or self._worker.submit(self._shift, self._asked)
+            self._coming.append(self._worker.submit(self._make_run, self._asked, shifted))
             self._asked += 1
+            # DALI's part takes one core: the next run's is done beside the others' work on this one.
+            self._shifting = None if self._in_graph else self._worker.submit(self._shift, self._asked)
 
-    def _make_run(self, number: int) -> Run:
+    def _shift(self, number: int) -> Shifted:
         """On the worker's thread: run ``number`` of the pipeline, which makes them in order."""
         if not self._built:
             self._pipeline.build()
@@ -227,21 +243,26 @@ class Stream:
         before = self._pipeline.checkpoint().hex()
         self._gathered = self._gather(number)
         (images,) = run_pipeline(self._pipeline, self._device)
+        return Shifted(images, self._gathered.parts[1:], before)
+
+    def _make_run(self, number: int, shifted: Future[Shifted]) -> Run:
+        """On the worker's thread, which has made ``shifted``: run ``number``."""
+        images, statistics, before = shifted.result()
         parts = ()
         if not self._in_graph:
-            images, parts = self._augment(images, number)
+            images, parts = self._augment(images, statistics, number)
         if self.options.views:
             images = images.flatten(0, 1)
         return Run(images.permute(0, 3, 1, 2), self._labels_of(number), before, parts)
 
-    def _augment(self, images: torch.Tensor, number: int) -> tuple[torch.Tensor, tuple[Future[None], ...]]:
+    def _augment(self, images: torch.Tensor, statistics: tuple[torch.Tensor, ...],
+                 number: int) -> tuple[torch.Tensor, tuple[Future[None], ...]]:
         """Have the helpers augment run ``number``: where they put it, and what to wait for.
 
         In pieces that fit the caches, each with a seed of its own, so that it makes no difference who does which; in
         two parts of some pieces each, so that two can work on it.
         """
         out = self._results.take()
-        statistics = self._gathered.parts[1:]
         mirrors = self._mirrors(number) if self.options.flip else None
         pieces = augment.even_pieces(len(images), images[0].numel())
         seeds = generator(*self._key, TORCH_NOISE, number).integers(2**31, size=len(pieces)).tolist()

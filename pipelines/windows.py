@@ -8,9 +8,8 @@ and stays.
 """
 
 import math
-import os
 from collections.abc import Callable, Iterable
-from concurrent.futures import Future, wait
+from concurrent.futures import Executor, Future, wait
 from functools import lru_cache
 from itertools import groupby
 from typing import NamedTuple
@@ -20,7 +19,7 @@ import torch
 
 from pipelines.augment import MAX_SHIFT, fill_border
 from pipelines.buffers import Buffers
-from pipelines.sampling import Order
+from pipelines.sampling import Order, Segment
 from pipelines.shards import ImageSource
 from pipelines.threads import background_thread
 from pipelines.whitening import Preprocess
@@ -106,10 +105,13 @@ class Windows:
         source: where images are read.
         order: which image each stream position is.
         preprocess: normalisation, on ``device``; what is gathered is normalised already if it mixes pixels.
+        helpers: threads for what follows the reading on a CPU; None for the thread that reads.
     """
 
-    def __init__(self, source: ImageSource, order: Order, preprocess: Preprocess, device: torch.device):
+    def __init__(self, source: ImageSource, order: Order, preprocess: Preprocess, device: torch.device,
+                 helpers: Executor | None = None):
         self.loaded = 0  # windows read so far
+        self._map = helpers.map if helpers and device.type == "cpu" else map
         self._source, self._order, self._preprocess, self._device = source, order, preprocess, device
         self._contents: dict[tuple[int, int], Future] = {}
         self._shape = padded_shape(order.largest_window, source.image_shape)
@@ -130,13 +132,9 @@ class Windows:
     def gather(self, position: int, count: int, images: torch.Tensor | None = None) -> Pixels:
         """The ``count`` images at those positions, padded; in the memory of ``images`` where they are given."""
         segments = self._order.segments(position, count)
-        last = segments[-1]
-        wanted = [(segment.epoch, segment.window) for segment in segments]
-        start, end = (self._order.window_start(last.window + i) for i in (0, 1))
-        if 2 * last.last >= end - start:  # half drawn: have the next one ready in time
-            wrap = last.window + 1 == self._order.windows
-            wanted.append((last.epoch + 1, 0) if wrap else (last.epoch, last.window + 1))
-        self._want([self._key(*which) for which in wanted])
+        keys = list(dict.fromkeys(self._key(segment.epoch, segment.window) for segment in segments))
+        following = self._following(segments[-1])
+        self._want(keys + [key for key in following if key in self._contents])
         out = self._empty(count, images)
         done = 0
         for key, parts in groupby(segments, lambda segment: self._key(segment.epoch, segment.window)):
@@ -146,6 +144,8 @@ class Windows:
             for values, result in zip(window.parts, out.parts, strict=True):
                 torch.index_select(values, 0, rows, out=result[done:done + len(rows)])
             done += len(rows)
+            del window
+        self._want(keys[-1:] + following)  # where the others were is room for the next one
         return out
 
     def settle(self) -> None:
@@ -160,6 +160,14 @@ class Windows:
 
     def _key(self, epoch: int, window: int) -> tuple[int, int]:
         return (0, 0) if self._order.windows == 1 else (epoch, window)
+
+    def _following(self, last: Segment) -> list[tuple[int, int]]:
+        """The window to have ready after what was drawn last: the next one, if half of that one is drawn."""
+        start, end = (self._order.window_start(last.window + i) for i in (0, 1))
+        if 2 * last.last < end - start:
+            return []
+        wrap = last.window + 1 == self._order.windows
+        return [self._key(last.epoch + 1, 0) if wrap else self._key(last.epoch, last.window + 1)]
 
     def _want(self, keys: list[tuple[int, int]]) -> None:
         """Have these windows loading or loaded, and no others."""
@@ -187,11 +195,7 @@ class Windows:
         self.loaded += 1
         if self._stream is None:
             contents = self._empty(self._shape[0], self._buffers.take())
-            if self.loaded > 1:
-                to_device(pixels, self._preprocess, contents)
-            else:  # somebody is waiting for the first
-                with background_thread("first-window", self._device, len(os.sched_getaffinity(0))) as threads:
-                    to_device(pixels, self._preprocess, contents, threads.map)
+            to_device(pixels, self._preprocess, contents, self._map)
             return contents
         with torch.cuda.device(self._device), torch.cuda.stream(self._stream):
             # New tensors each time: the allocator keeps the memory, and knows when the drawing stream is done with it.

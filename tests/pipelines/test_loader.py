@@ -11,6 +11,7 @@ from pipelines.graphs import StreamOptions
 from pipelines.loader import UNLABELED, SemiSupervisedLoader, Stream, default_block_images
 from pipelines.sampling import Order
 from pipelines.shards import Subset
+from pipelines.threads import background_thread
 from pipelines.whitening import KINDS, Preprocess, prepare
 from pipelines.windows import Windows, default_window_images
 from tests.conftest import random_images, write_set
@@ -52,20 +53,22 @@ def test_resumes_to_the_bit(small_set, steps, in_graph):
 
 
 def test_large_images_resume_to_the_bit_past_the_first_window(tmp_path):
-    """Of 600 pixels, a chunk of a window is one image; the first window a process loads is made by several threads."""
+    """Of 600 pixels, a chunk of a window is one image; by one thread or by several, the result is the same."""
     images = random_images(12, 600)
     large = write_set(tmp_path / "large", images, shard_bytes=2**23)
 
-    def feed() -> Stream:
+    def feed(helpers) -> Stream:
         return Stream([large], Preprocess("gcn", (600, 600, 3)), StreamOptions(
             2, views=True, flip=False, window_images=4, block_images=1, steps_per_run=1), seed=1, which=UNLABELED,
-            device=torch.device("cpu"))
-    one, other = feed(), feed()
+            device=torch.device("cpu"), helpers=helpers)
+    helpers = background_thread("augment", torch.device("cpu"), 3)
+    one, other = feed(None), feed(helpers)
     take(one, 3)
     other.load_state_dict(one.state_dict())
     assert equal(take(other, 2), take(one, 2))
     one.close()
     other.close()
+    helpers.shutdown()
 
 
 @pytest.mark.parametrize("steps", [0, 5, 30])
@@ -103,6 +106,21 @@ def test_windows_hold_the_images_of_their_positions(small_set, window, block, ki
             ours = (found.images - found.center[:, None, None]) * found.scale[:, None, None]
         expected = np.pad(preprocess(torch.from_numpy(images)), ((0, 0), (2, 2), (2, 2), (0, 0)), "symmetric")
         assert np.abs(ours.numpy() - expected).max() < 1e-5
+    windows.close()
+
+
+@pytest.mark.parametrize("count", [5, 31, 33, 48])
+def test_two_windows_at_most(small_set, monkeypatch, count):
+    """Windows of 48 to 64 images, drawn from by less or more than a half at a time: two are there, or are loaded."""
+    windows = Windows(small_set, Order(300, 64, 8, seed=3), PREPROCESS, torch.device("cpu"))
+    wanted = []
+    want = windows._want
+    monkeypatch.setattr(windows, "_want", lambda keys: (wanted.append(list(keys)), want(keys)))
+    for position in range(0, 40 * count, count):
+        windows.gather(position, count)
+    assert {len(set(keys)) for keys in wanted} == {1, 2}
+    windows.settle()
+    assert windows.loaded <= 40 * count // 48 + 3
     windows.close()
 
 
@@ -146,9 +164,12 @@ def test_a_resumed_stream_loads_only_what_it_delivers(small_set):
 
 
 def test_on_a_cpu_a_run_is_made_when_it_is_asked_for_and_for_both_streams_at_once(small_set, monkeypatch):
+    """But for DALI's part of it, which is done beside the run before it."""
     one = stream(small_set)  # of four steps a run
     take(one, 4)
     assert (one._asked, len(one._coming)) == (1, 0)
+    shifted = one._shifting.result().images
+    assert len(shifted) == 40
     one.prepare()
     one.prepare()
     assert one._asked == 2
@@ -156,11 +177,22 @@ def test_on_a_cpu_a_run_is_made_when_it_is_asked_for_and_for_both_streams_at_onc
     assert all(part.done() for part in one._coming[0].result().parts)
     one.close()
     feed = SemiSupervisedLoader(small_set, [small_set], PREPROCESS, batch_unlabeled=4)
-    monkeypatch.setattr(feed.labeled, "_make_run", lambda number: 1 / 0)
+    monkeypatch.setattr(feed.labeled, "_make_run", lambda number, shifted: 1 / 0)
     with pytest.raises(ZeroDivisionError):
         next(feed)  # which waits for the labeled stream, and finds it failed
     assert feed.unlabeled._asked == 1
     feed.close()
+
+
+def test_what_dali_has_delivered_stays_as_it_is(small_set):
+    one = stream(small_set)  # of views: nobody flips the bytes where they lie
+    take(one, 1)
+    shifted = one._shifting.result().images
+    before = shifted.clone()
+    take(one, 40)
+    assert shifted.dtype == torch.uint8
+    assert torch.equal(shifted, before)
+    one.close()
 
 
 @pytest.mark.parametrize("images", [1, 2, 7, 39, 40, 41, 300])
