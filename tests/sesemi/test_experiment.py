@@ -122,6 +122,7 @@ def test_killed_after_a_checkpoint_and_resumed(prepared, tmp_path, command, monk
 
 def test_resumed_run_loads_no_window_it_does_not_need(prepared, tmp_path, command, monkeypatch):
     """60 images in windows of 16: two images a step, so that step 20 is in the third of four windows."""
+    monkeypatch.setattr("pipelines.graphs.STEPS_PER_RUN", 16)
     monkeypatch.setattr("pipelines.loader.default_window_images", lambda shape, device: 16)
     with monkeypatch.context() as patch:
         interrupt_at(patch, 20)
