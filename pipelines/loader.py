@@ -151,6 +151,8 @@ class Stream:
             run = self._coming[0].result()
             for part in run.parts:
                 part.result()
+            for windows in self._windows:
+                windows.finish()  # beside a step it would cost more
             self._run = run
             self._coming.popleft()  # only now: whoever is interrupted above may ask again
             self._ask(RUNS_AHEAD[self._device.type])

@@ -111,7 +111,8 @@ class Windows:
     def __init__(self, source: ImageSource, order: Order, preprocess: Preprocess, device: torch.device,
                  helpers: Executor | None = None):
         self.loaded = 0  # windows read so far
-        self._map = helpers.map if helpers and device.type == "cpu" else map
+        self._helpers = helpers if device.type == "cpu" else None
+        self._chunks: list[Future] = []  # the helpers' work on the window read last
         self._source, self._order, self._preprocess, self._device = source, order, preprocess, device
         self._contents: dict[tuple[int, int], Future] = {}
         self._shape = padded_shape(order.largest_window, source.image_shape)
@@ -147,6 +148,10 @@ class Windows:
             del window
         self._want(keys[-1:] + following)  # where the others were is room for the next one
         return out
+
+    def finish(self) -> None:
+        """Wait for the work of the helpers on what has been read; not for a disk."""
+        wait(self._chunks)
 
     def settle(self) -> None:
         """Wait for the windows that are being loaded."""
@@ -189,13 +194,17 @@ class Windows:
         statistics = (torch.empty(count, scales, device=self._device) for _ in range(2)) if scales else ()
         return Pixels(images, *statistics)
 
+    def _by_helpers(self, work: Callable[[int], None], firsts: Iterable[int]) -> Iterable[None]:
+        self._chunks = [self._helpers.submit(work, first) for first in firsts]
+        return (chunk.result() for chunk in self._chunks)
+
     def _load(self, epoch: int, window: int) -> Pixels:
         indices, _ = self._order.window(epoch, window)
         pixels = self._source.read(indices)
         self.loaded += 1
         if self._stream is None:
             contents = self._empty(self._shape[0], self._buffers.take())
-            to_device(pixels, self._preprocess, contents, self._map)
+            to_device(pixels, self._preprocess, contents, self._by_helpers if self._helpers else map)
             return contents
         with torch.cuda.device(self._device), torch.cuda.stream(self._stream):
             # New tensors each time: the allocator keeps the memory, and knows when the drawing stream is done with it.
