@@ -1,6 +1,7 @@
 """A run from its configuration: data, loader, model, trainer, evaluation, files."""
 
 import signal
+from collections.abc import Callable
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict
 from pathlib import Path
@@ -133,15 +134,20 @@ def _train(config: Config, folder: RunFolder, preprocess: Preprocess, sets: dict
             save()
 
     trainer.on_log, trainer.after_step = on_log, after_step
-    with stop_on_signals(trainer) as received:
+    received = []
+    go_on = f"go on with: python -m sesemi train --resume --run {folder.path}"
+    with on_first_signal(lambda number: (received.append(number), trainer.stop())):
         finished = trainer.train(loader)
     if not finished:
         save()
-        raise Stopped(f"stopped at step {trainer.step} of {config.steps}; go on with: "
-                      f"python -m sesemi train --resume --run {folder.path}", received[0])
+        raise Stopped(f"stopped at step {trainer.step} of {config.steps}; {go_on}", received[0])
     if latest["step"] < config.steps:
         save()  # before an evaluation that may be long
-        evaluate()
+
+        def leave(number: int) -> None:
+            raise Stopped(f"stopped in the evaluation, after all {config.steps} steps; {go_on}", number)
+        with on_first_signal(leave):
+            evaluate()
     save()
     result = {
         "test_error": latest["test_error"], "test_images": latest["test_images"], "labels": config.labels,
@@ -241,18 +247,13 @@ def evaluation_loader(config: Config, preprocess: Preprocess, test_set: ShardSet
 
 
 @contextmanager
-def stop_on_signals(trainer: Trainer):
-    """While inside, the first SIGINT or SIGTERM stops the trainer after its step; a second acts as usual.
-
-    Yields the list that receives the signal's number.
-    """
-    received: list[int] = []
+def on_first_signal(act: Callable[[int], object]):
+    """While inside, the first SIGINT or SIGTERM has ``act`` called with its number; a second acts as usual."""
     previous = {}
 
     def handle(number: int, frame: object) -> None:
-        received.append(number)
-        trainer.stop()
         restore()
+        act(number)
 
     def restore() -> None:
         while previous:
@@ -264,7 +265,7 @@ def stop_on_signals(trainer: Trainer):
     except ValueError:  # not the main thread: no signals to be had
         pass
     try:
-        yield received
+        yield
     finally:
         restore()
 

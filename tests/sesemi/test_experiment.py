@@ -97,6 +97,24 @@ def test_interrupted_at_20_and_resumed_is_the_uninterrupted_run(prepared, tmp_pa
     assert len(metrics(tmp_path / "part")) == 6 + 4
 
 
+@pytest.mark.parametrize(("number", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_stopped_in_the_evaluation_and_resumed(prepared, tmp_path, command, monkeypatch, number, status):
+    before = signal.getsignal(number)
+    run = tmp_path / "run"
+    real = experiment.error_rate
+    with monkeypatch.context() as patch:
+        patch.setattr(experiment, "error_rate", lambda *parts: (os.kill(os.getpid(), number), real(*parts))[1])
+        stopped, _, err = command(cli.main, *arguments(prepared, run))
+    assert stopped == status
+    assert "stopped in the evaluation, after all 6 steps; go on with: " in err
+    assert f"python -m sesemi train --resume --run {run}" in err
+    assert signal.getsignal(number) == before
+    assert not (run / "result.json").exists()
+    assert command(cli.main, "train", "--resume", "--run", run)[0] == 0
+    assert command(cli.main, *arguments(prepared, tmp_path / "whole"))[0] == 0
+    assert metrics(run) == metrics(tmp_path / "whole")
+
+
 def test_killed_after_a_checkpoint_and_resumed(prepared, tmp_path, command, monkeypatch):
     """Lines written after the checkpoint are written once, not twice; the streams start at the window they need."""
     flags = {"steps": 20, "log-every": 3, "checkpoint-every": 8, "eval-every": 4}
