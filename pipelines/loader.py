@@ -261,8 +261,8 @@ class Stream:
                  number: int) -> tuple[torch.Tensor, tuple[Future[None], ...]]:
         """Have the helpers augment run ``number``: where they put it, and what to wait for.
 
-        In pieces that fit the caches, each with a seed of its own, so that it makes no difference who does which; in
-        two parts of some pieces each, so that two can work on it.
+        In pieces, each with a seed of its own, so that it makes no difference who does which; in two parts of some pieces
+        each, so that two can work on it.
         """
         out = self._results.take()
         mirrors = self._mirrors(number) if self.options.flip else None

@@ -27,7 +27,7 @@ from pipelines.whitening import Preprocess
 CPU_WINDOW_BYTES = 64 * 2**20
 GPU_WINDOW_BYTES = 2**30
 CACHED_ROWS = 2**17  # of windows' permutations, 16 bytes each
-CHUNK_VALUES = {"cpu": 128 * 3072, "cuda": 4096 * 3072}  # normalised at a time: what fits the caches; what is little
+CHUNK_VALUES = {"cpu": 384 * 3072, "cuda": 4096 * 3072}  # normalised at a time: enough to share out; what is little
 
 
 class Pixels(NamedTuple):
