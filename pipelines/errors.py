@@ -16,6 +16,17 @@ class DataError(Exception):
     """Bad data: a file that is missing, damaged or not what it should be. Exit status 1."""
 
 
+class Stopped(BaseException):
+    """Work was asked to stop by a signal, and did; the message says how to go on. Exit status 128 + ``signal``.
+
+    No Exception, since it may be raised by a signal's handler, anywhere.
+    """
+
+    def __init__(self, message: str, signal: int):
+        super().__init__(message)
+        self.signal = signal
+
+
 class Parser(argparse.ArgumentParser):
     """An argument parser whose complaints are one line, without the usage text."""
 
@@ -31,7 +42,8 @@ class Parser(argparse.ArgumentParser):
 def run(command: Callable[[Sequence[str] | None], int | None], argv: Sequence[str] | None = None) -> int:
     """Run a command's ``main(argv)`` and turn its errors into one line and an exit status.
 
-    Returns 0 (or what the command returned), 1 for bad data or a failing disk, 2 for wrong use, 130 when interrupted.
+    Returns 0 (or what the command returned), 1 for bad data or a failing disk, 2 for wrong use, 130 when interrupted,
+    143 when stopped by SIGTERM.
     """
     try:
         return command(argv) or 0
@@ -41,6 +53,9 @@ def run(command: Callable[[Sequence[str] | None], int | None], argv: Sequence[st
         return _say(error, 1)
     except MemoryError:
         return _say("not enough memory", 1)
+    except Stopped as stopped:
+        print(stopped, file=sys.stderr)
+        return 128 + stopped.signal
     except KeyboardInterrupt:
         return _say("interrupted", 130)
     except BrokenPipeError:  # the reader of our output went away

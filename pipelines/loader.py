@@ -4,7 +4,7 @@ A stream runs a DALI pipeline whose sources are pure functions of the run's numb
 cursor. One pipeline run holds several training steps, handed out as views. Beside a GPU the next runs are made on other
 threads while they are. On a CPU a run is made when it is asked for, by all cores and for both streams at once: a step
 splits its operations over the cores and waits for the one that is held up, so that work beside it costs it more. DALI's
-part of a run, which is one core's, is made beside the run before.
+part of a run, which is one core's, is begun beside the run before.
 """
 
 import math
@@ -77,6 +77,7 @@ class Run(NamedTuple):
     Images are not there before all ``parts`` are done.
     """
 
+    number: int
     images: torch.Tensor
     labels: torch.Tensor | None
     before: str
@@ -94,7 +95,7 @@ class Stream:
         seed: of order, shifts, flips and noise.
         which: LABELED or UNLABELED, so that streams of one seed differ.
         device: where batches arrive; the CPU or one GPU.
-        helpers: threads for all that follows the shift on a CPU; None for one of the stream's own.
+        helpers: threads for all but reading, gathering and the shift on a CPU; None for one of the stream's own.
         in_graph: what follows the shift by DALI (the GPU's way), not its twins; None for what the device does best.
 
     Iterating yields Examples: (batch, C, H, W) and labels, or with views (6·batch, C, H, W), image by image,
@@ -124,7 +125,7 @@ class Stream:
         self._device = device
         self._in_graph = device.type == "cuda" if in_graph is None else in_graph
         self._proxy_labels = torch.arange(VIEWS, device=device).repeat(options.batch)
-        self._gathered: Pixels | None = None  # what DALI reads: the run's in the making
+        self._gathered: Pixels | None = None  # what DALI reads or has read: the newest run's
         views = (VIEWS,) if options.views else ()
         self._results = Buffers((self._run_images, *views, *shape))  # where they are augmented; the CPU's only
         self._worker = background_thread("stream", device)  # the one thread that calls the pipeline
@@ -145,17 +146,8 @@ class Stream:
         return self
 
     def __next__(self) -> Examples:
+        self.wait_for_batch()
         inside = self._step % self.options.steps_per_run
-        if self._needs_run():
-            self._ask(1)
-            run = self._coming[0].result()
-            for part in run.parts:
-                part.result()
-            for windows in self._windows:
-                windows.finish()  # beside a step it would cost more
-            self._run = run
-            self._coming.popleft()  # only now: whoever is interrupted above may ask again
-            self._ask(RUNS_AHEAD[self._device.type])
         self._step += 1
         images, labels = self._run.images, self._run.labels
         size = len(images) // self.options.steps_per_run
@@ -166,6 +158,20 @@ class Stream:
         """Have the next batch made, or in the making."""
         if self._needs_run():
             self._ask(1)
+
+    def wait_for_batch(self) -> None:
+        """Wait for the next batch. Whoever is interrupted may ask again."""
+        if not self._needs_run():
+            return
+        self._ask(1)
+        run = self._coming[0].result()
+        for part in run.parts:
+            part.result()
+        for windows in self._windows:
+            windows.wait_for_helpers()  # beside a step their work would cost more
+        self._run = run
+        self._coming.popleft()
+        self._ask(RUNS_AHEAD[self._device.type])
 
     def state_dict(self) -> dict:
         """Everything needed to go on after the batch delivered last: numbers and strings."""
@@ -208,7 +214,8 @@ class Stream:
                 **asdict(self.options), "orders": orders}
 
     def _start(self, step: int, checkpoint: str | None) -> None:
-        wait([*self._coming, *([self._shifting] if self._shifting else [])])  # the old pipeline may be at work
+        wait(self._coming)  # the old pipeline may be at work
+        wait([self._shifting] if self._shifting else [])  # which the last of those has begun
         self._coming.clear()  # made when first asked for: a stream that is about to be put elsewhere loads nothing
         self._shifting = None
         self._step = step
@@ -226,16 +233,13 @@ class Stream:
 
     def _needs_run(self) -> bool:
         """Whether the next batch is the first of a run."""
-        return self._run is None or self._step % self.options.steps_per_run == 0
+        return self._run is None or self._run.number != self._step // self.options.steps_per_run
 
     def _ask(self, runs: int) -> None:
         """Have so many runs that are not handed out yet made, or in the making."""
         while len(self._coming) < runs:
-            shifted = self._shifting or self._worker.submit(self._shift, self._asked)
-            self._coming.append(self._worker.submit(self._make_run, self._asked, shifted))
+            self._coming.append(self._worker.submit(self._make_run, self._asked))
             self._asked += 1
-            # DALI's part takes one core: the next run's is done beside the others' work on this one.
-            self._shifting = None if self._in_graph else self._worker.submit(self._shift, self._asked)
 
     def _shift(self, number: int) -> Shifted:
         """On the worker's thread: run ``number`` of the pipeline, which makes them in order."""
@@ -247,22 +251,24 @@ class Stream:
         (images,) = run_pipeline(self._pipeline, self._device)
         return Shifted(images, self._gathered.parts[1:], before)
 
-    def _make_run(self, number: int, shifted: Future[Shifted]) -> Run:
-        """On the worker's thread, which has made ``shifted``: run ``number``."""
-        images, statistics, before = shifted.result()
+    def _make_run(self, number: int) -> Run:
+        """On the worker's thread: run ``number``."""
+        images, statistics, before = self._shifting.result() if self._shifting else self._shift(number)
         parts = ()
         if not self._in_graph:
             images, parts = self._augment(images, statistics, number)
+            # DALI's part takes one core: the next run's is done beside the helpers' work on this one.
+            self._shifting = self._worker.submit(self._shift, number + 1)
         if self.options.views:
             images = images.flatten(0, 1)
-        return Run(images.permute(0, 3, 1, 2), self._labels_of(number), before, parts)
+        return Run(number, images.permute(0, 3, 1, 2), self._labels_of(number), before, parts)
 
     def _augment(self, images: torch.Tensor, statistics: tuple[torch.Tensor, ...],
                  number: int) -> tuple[torch.Tensor, tuple[Future[None], ...]]:
         """Have the helpers augment run ``number``: where they put it, and what to wait for.
 
-        In pieces, each with a seed of its own, so that it makes no difference who does which; in two parts of some pieces
-        each, so that two can work on it.
+        In pieces, each with a seed of its own, so that it makes no difference who does which; in two parts, so that two
+        can work on it.
         """
         out = self._results.take()
         mirrors = self._mirrors(number) if self.options.flip else None
@@ -321,7 +327,8 @@ class SemiSupervisedLoader:
         seed: of everything random.
         device: the CPU or one GPU.
         noise: standard deviation; 0 for none.
-        threads: for all that follows the shift on a CPU; batches do not depend on how many.
+        threads: for all but reading, gathering and the shift on a CPU, one a core at best; batches do not depend on how
+            many.
         window_images: see StreamOptions.
     """
 
@@ -344,6 +351,8 @@ class SemiSupervisedLoader:
     def __next__(self) -> Batch:
         for stream in self._streams():  # before one is waited for
             stream.prepare()
+        for stream in self._streams():  # before one goes on: whoever is interrupted gets pairs of the same step again
+            stream.wait_for_batch()
         return Batch(next(self.labeled), None if self.unlabeled is None else next(self.unlabeled))
 
     def state_dict(self) -> dict:

@@ -134,7 +134,7 @@ class Windows:
         """The ``count`` images at those positions, padded; in the memory of ``images`` where they are given."""
         segments = self._order.segments(position, count)
         keys = list(dict.fromkeys(self._key(segment.epoch, segment.window) for segment in segments))
-        following = self._following(segments[-1])
+        following = self._following(segments[-1], count)
         self._want(keys + [key for key in following if key in self._contents])
         out = self._empty(count, images)
         done = 0
@@ -149,9 +149,10 @@ class Windows:
         self._want(keys[-1:] + following)  # where the others were is room for the next one
         return out
 
-    def finish(self) -> None:
-        """Wait for the work of the helpers on what has been read; not for a disk."""
-        wait(self._chunks)
+    def wait_for_helpers(self) -> None:
+        """Wait for their work on what has been read; not for a disk."""
+        for chunk in self._chunks:
+            chunk.exception()
 
     def settle(self) -> None:
         """Wait for the windows that are being loaded."""
@@ -166,10 +167,11 @@ class Windows:
     def _key(self, epoch: int, window: int) -> tuple[int, int]:
         return (0, 0) if self._order.windows == 1 else (epoch, window)
 
-    def _following(self, last: Segment) -> list[tuple[int, int]]:
-        """The window to have ready after what was drawn last: the next one, if half of that one is drawn."""
+    def _following(self, last: Segment, count: int) -> list[tuple[int, int]]:
+        """The window to have ready after what was drawn last: the next one, if half of that one is drawn or as many
+        images more are not in it."""
         start, end = (self._order.window_start(last.window + i) for i in (0, 1))
-        if 2 * last.last < end - start:
+        if last.last < (end - start) / 2 and last.last + count <= end - start:
             return []
         wrap = last.window + 1 == self._order.windows
         return [self._key(last.epoch + 1, 0) if wrap else self._key(last.epoch, last.window + 1)]

@@ -112,12 +112,7 @@ def train_command(given: dict) -> int:
         config = Config(**{"dataset": EXTRA_DATASET, **given})
     if config.device is None and not given.get("device"):
         _say_device()
-    try:
-        result = experiment.train(config, resume)
-    except experiment.Stopped as stopped:
-        print(stopped, file=sys.stderr)
-        return 128 + stopped.signal
-    print(describe(result))
+    print(describe(experiment.train(config, resume)))
     return 0
 
 

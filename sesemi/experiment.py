@@ -1,6 +1,7 @@
 """A run from its configuration: data, loader, model, trainer, evaluation, files."""
 
 import signal
+import threading
 from collections.abc import Callable
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict
@@ -9,7 +10,7 @@ from pathlib import Path
 import torch
 
 from pipelines import whitening
-from pipelines.errors import DataError, UsageError
+from pipelines.errors import DataError, Stopped, UsageError
 from pipelines.evaluation import EvaluationLoader
 from pipelines.files import locked, made, remove_leftovers
 from pipelines.loader import SemiSupervisedLoader
@@ -24,14 +25,6 @@ from sesemi.evaluation import error_rate
 from sesemi.model import SesemiModel
 from sesemi.runlog import MetricsLog, RunFolder, versions
 from sesemi.trainer import Trainer, TrainLine
-
-
-class Stopped(Exception):
-    """Training was asked to stop and did, with everything saved. ``signal`` says by what."""
-
-    def __init__(self, message: str, signal_number: int):
-        super().__init__(message)
-        self.signal = signal_number
 
 
 def train(config: Config, resume: bool = False) -> dict:
@@ -134,21 +127,30 @@ def _train(config: Config, folder: RunFolder, preprocess: Preprocess, sets: dict
             save()
 
     trainer.on_log, trainer.after_step = on_log, after_step
-    received = []
+    received: list[int] = []
     go_on = f"go on with: python -m sesemi train --resume --run {folder.path}"
-    with on_first_signal(lambda number: (received.append(number), trainer.stop())):
-        finished = trainer.train(loader)
-    if not finished:
-        save()
+
+    def stop(number: int) -> None:
+        received.append(number)
+        trainer.stop()
+
+    def leave(number: int) -> None:
+        raise Stopped(f"stopped in the evaluation, after all {config.steps} steps; {go_on}", number)
+    with on_first_signal(stop):
+        trainer.train(loader)
+        if received or latest["step"] < config.steps:
+            save()  # also before an evaluation, which may be long
+    if received:
         raise Stopped(f"stopped at step {trainer.step} of {config.steps}; {go_on}", received[0])
     if latest["step"] < config.steps:
-        save()  # before an evaluation that may be long
-
-        def leave(number: int) -> None:
-            raise Stopped(f"stopped in the evaluation, after all {config.steps} steps; {go_on}", number)
         with on_first_signal(leave):
             evaluate()
-    save()
+    with on_first_signal(received.append):  # a moment, and all is there
+        save()
+        return _write_result(folder, config, trainer, latest, device)
+
+
+def _write_result(folder: RunFolder, config: Config, trainer: Trainer, latest: dict, device: torch.device) -> dict:
     result = {
         "test_error": latest["test_error"], "test_images": latest["test_images"], "labels": config.labels,
         "network": config.network, "dataset": config.dataset, "method": config.method, "steps": trainer.step,
@@ -248,23 +250,25 @@ def evaluation_loader(config: Config, preprocess: Preprocess, test_set: ShardSet
 
 @contextmanager
 def on_first_signal(act: Callable[[int], object]):
-    """While inside, the first SIGINT or SIGTERM has ``act`` called with its number; a second acts as usual."""
-    previous = {}
+    """While inside, the first SIGINT or SIGTERM has ``act`` called with its number; a second acts as usual.
+
+    On another thread than the main one, which alone gets signals, nothing is changed.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    usual = {number: signal.getsignal(number) or signal.SIG_DFL for number in (signal.SIGINT, signal.SIGTERM)}
+
+    def restore() -> None:
+        for number, handler in usual.items():
+            signal.signal(number, handler)
 
     def handle(number: int, frame: object) -> None:
         restore()
         act(number)
-
-    def restore() -> None:
-        while previous:
-            signal.signal(*previous.popitem())
-
     try:
-        for number in (signal.SIGINT, signal.SIGTERM):
-            previous[number] = signal.signal(number, handle)
-    except ValueError:  # not the main thread: no signals to be had
-        pass
-    try:
+        for number in usual:
+            signal.signal(number, handle)
         yield
     finally:
         restore()

@@ -1,7 +1,11 @@
 """What reaches the terminal of an error: one printable line, however long or strange its message."""
 
+import signal
+
+import pytest
+
 from pipelines import errors
-from pipelines.errors import DataError, shown
+from pipelines.errors import DataError, Stopped, shown
 
 
 def test_one_printable_line(capsys):
@@ -12,6 +16,15 @@ def test_one_printable_line(capsys):
     assert line.startswith("error: a name with ?[2J, a new line and ?xxx")
     assert len(line) < 2100
     assert line.count("\n") == 1
+
+
+@pytest.mark.parametrize(("number", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_what_was_stopped_says_how_to_go_on(capsys, number, status):
+    """Whichever command it was, the demo too."""
+    def stop(argv):
+        raise Stopped("stopped at step 3; go on with: this", number)
+    assert errors.run(stop) == status
+    assert capsys.readouterr().err == "stopped at step 3; go on with: this\n"
 
 
 def test_values_are_shown_in_short():

@@ -12,7 +12,7 @@ import torch
 
 from pipelines.loader import SemiSupervisedLoader, Stream
 from pipelines.whitening import Preprocess
-from sesemi import checkpoint, cli, experiment
+from sesemi import checkpoint, cli, evaluation, experiment
 from sesemi.config import Config
 from tests.conftest import random_images, write_set
 
@@ -101,18 +101,30 @@ def test_interrupted_at_20_and_resumed_is_the_uninterrupted_run(prepared, tmp_pa
 def test_stopped_in_the_evaluation_and_resumed(prepared, tmp_path, command, monkeypatch, number, status):
     before = signal.getsignal(number)
     run = tmp_path / "run"
-    real = experiment.error_rate
-    with monkeypatch.context() as patch:
-        patch.setattr(experiment, "error_rate", lambda *parts: (os.kill(os.getpid(), number), real(*parts))[1])
+    real = evaluation.averaged_prediction
+    with monkeypatch.context() as patch:  # with the first batch through the network
+        patch.setattr(evaluation, "averaged_prediction", lambda *parts: (os.kill(os.getpid(), number), real(*parts))[1])
         stopped, _, err = command(cli.main, *arguments(prepared, run))
     assert stopped == status
     assert "stopped in the evaluation, after all 6 steps; go on with: " in err
     assert f"python -m sesemi train --resume --run {run}" in err
     assert signal.getsignal(number) == before
     assert not (run / "result.json").exists()
-    assert command(cli.main, "train", "--resume", "--run", run)[0] == 0
+    with monkeypatch.context() as patch:
+        taken = interrupt_at(patch, 0)
+        assert command(cli.main, "train", "--resume", "--run", run)[0] == 0
+    assert taken == []
     assert command(cli.main, *arguments(prepared, tmp_path / "whole"))[0] == 0
     assert metrics(run) == metrics(tmp_path / "whole")
+
+
+def test_a_signal_in_the_last_step_is_not_lost(prepared, tmp_path, command, monkeypatch):
+    with monkeypatch.context() as patch:
+        interrupt_at(patch, 6)
+        status, _, err = command(cli.main, *arguments(prepared, tmp_path / "run"))
+    assert status == 130
+    assert "stopped at step 6 of 6; go on with: " in err
+    assert command(cli.main, "train", "--resume", "--run", tmp_path / "run")[0] == 0
 
 
 def test_killed_after_a_checkpoint_and_resumed(prepared, tmp_path, command, monkeypatch):
