@@ -10,7 +10,10 @@ import torch
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
+from benchmarks import rivals
+from benchmarks.loader import build_task
 from benchmarks.measure import alternate, machine, say, table
+from benchmarks.rivals import Task
 from pipelines import errors, whitening
 from pipelines.errors import Parser
 from pipelines.loader import Batch, SemiSupervisedLoader
@@ -20,7 +23,7 @@ from sesemi.model import SesemiModel
 from sesemi.trainer import Trainer
 
 EXAMPLE = """example:
-  python -m benchmarks.step --gpu none --networks one-convolution wrn-10-1
+  python -m benchmarks.step --gpu none --networks one-convolution wrn-10-1 --in-ram
   python -m benchmarks.step --gpu 0 --networks convnet wrn wrn-28-10
 """
 ONE_CONVOLUTION = "one-convolution"
@@ -42,6 +45,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--precision", choices=PRECISIONS, help="default: bf16 or fp16 on a GPU, fp32 on a CPU")
     parser.add_argument("--peak-tflops", type=float, metavar="T",
                         help="the device's peak at this precision, for the utilisation (default: not reported)")
+    parser.add_argument("--in-ram", action="store_true",
+                        help="feed the step by benchmarks.loader's in_ram, too: no loader is expected to do better")
     parser.add_argument("--seconds", type=float, default=8.0, help="of each turn (default: %(default)s)")
     parser.add_argument("--repeats", type=errors.positive_int, default=5, help="turns of each (default: %(default)s)")
     options = parser.parse_args(argv)
@@ -49,26 +54,32 @@ def main(argv: Sequence[str] | None = None) -> int:
     shard_set = ShardSet(options.data / options.dataset / "train")
     preprocess = whitening.prepare(options.preprocess, [shard_set], device)
     precision = options.precision or default_precision(device)
+    task = None
+    if options.in_ram:
+        task = build_task(shard_set, options.preprocess, options.batch_unlabeled, device, options.data)
     found = {}
     for network in options.networks:
         loader = SemiSupervisedLoader(shard_set, [shard_set], preprocess, batch_unlabeled=options.batch_unlabeled,
                                       device=device, threads=cpu_cores())
-        found[network] = measure(network, loader, len(shard_set.classes), precision, device, options)
+        found[network] = measure(network, loader, task, len(shard_set.classes), precision, device, options)
         loader.close()
     rows = [(name, f"{one['fed']:.2f}", f"{one['fixed']:.2f}", f"{one['fed_over_fixed']:.3f}",
-             f"{one['images_per_second']:,.0f}", f"{one['wait_fraction']:.3f}", f"{one['tflops']:.3f}")
+             f"{one['images_per_second']:,.0f}", f"{one['wait_fraction']:.3f}", f"{one['tflops']:.3f}",
+             f"{one['in_ram_over_fixed']:.3f}" if task else "")
             for name, one in found.items()]
-    print(table(rows, ("network", "fed, steps/s", "fixed batch", "fed / fixed", "images/s", "waiting", "TFLOP/s")))
+    print(table(rows, ("network", "fed, steps/s", "fixed batch", "fed / fixed", "images/s", "waiting", "TFLOP/s",
+                       "fed by in_ram / fixed")))
     say({**machine(device), "precision": precision, "preprocess": options.preprocess,
          "batch": [6 * options.batch_unlabeled] * 2, "networks": found})
     return 0
 
 
-def measure(network: str, loader: SemiSupervisedLoader, num_classes: int, precision: str, device: torch.device,
-            options) -> dict:
-    """One network: steps a second fed and fixed, their ratio, and what the step computes.
+def measure(network: str, loader: SemiSupervisedLoader, task: Task | None, num_classes: int, precision: str,
+            device: torch.device, options) -> dict:
+    """One network: steps a second fed and fixed, their ratio, and what the step computes; fed by ``in_ram``, too, if
+    there is a task for it.
 
-    The two steps take turns on one trainer; time waiting is the share of the fed turns that ``next(loader)`` took.
+    The steps take turns on one trainer; time waiting is the share of the fed turns that ``next(loader)`` took.
     """
     trainer = build_trainer(network, num_classes, precision, device)
     unit = loader.steps_per_run  # turns of whole runs, or one would end before what it has asked for is made
@@ -76,14 +87,19 @@ def measure(network: str, loader: SemiSupervisedLoader, num_classes: int, precis
     with FlopCounterMode(display=False) as counter:
         trainer.train_step(fixed)
     flops = counter.get_total_flops()
-    speeds = alternate({"fed": partial(_fed_step, trainer, loader), "fixed": partial(trainer.train_step, fixed)},
-                       device, options.seconds, options.repeats, unit, loader.settle)
+    steps = {"fed": partial(_fed_step, trainer, loader), "fixed": partial(trainer.train_step, fixed)}
+    if task is not None:
+        in_ram = rivals.in_ram(task)
+        steps["in_ram"] = lambda: trainer.train_step(next(in_ram))
+    speeds = alternate(steps, device, options.seconds, options.repeats, unit, loader.settle)
     images = len(fixed.labeled.images) + len(fixed.unlabeled.images)
     result = {"fed": round(speeds["fed"], 3), "fixed": round(speeds["fixed"], 3),
               "fed_over_fixed": round(speeds["fed"] / speeds["fixed"], 4),
               "images_per_second": round(speeds["fed"] * images, 1),
               "wait_fraction": round(trainer.waited / trainer.seconds, 4),
               "tflops": round(flops * speeds["fed"] / 1e12, 4)}
+    if task is not None:
+        result["in_ram_over_fixed"] = round(speeds["in_ram"] / speeds["fixed"], 4)
     if options.peak_tflops:
         result["model_flop_utilisation"] = round(result["tflops"] / options.peak_tflops, 4)
     return result
