@@ -65,10 +65,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         loader.close()
     rows = [(name, f"{one['fed']:.2f}", f"{one['fixed']:.2f}", f"{one['fed_over_fixed']:.3f}",
              f"{one['images_per_second']:,.0f}", f"{one['wait_fraction']:.3f}", f"{one['tflops']:.3f}",
-             f"{one['in_ram_over_fixed']:.3f}" if task else "")
+             *([f"{one['in_ram_over_fixed']:.3f}"] if task else []))
             for name, one in found.items()]
     print(table(rows, ("network", "fed, steps/s", "fixed batch", "fed / fixed", "images/s", "waiting", "TFLOP/s",
-                       "fed by in_ram / fixed")))
+                       *(["fed by in_ram / fixed"] if task else []))))
     say({**machine(device), "precision": precision, "preprocess": options.preprocess,
          "batch": [6 * options.batch_unlabeled] * 2, "networks": found})
     return 0

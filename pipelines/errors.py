@@ -54,7 +54,7 @@ def run(command: Callable[[Sequence[str] | None], int | None], argv: Sequence[st
     except MemoryError:
         return _say("not enough memory", 1)
     except Stopped as stopped:
-        print(stopped, file=sys.stderr)
+        print(_line(stopped), file=sys.stderr)
         return 128 + stopped.signal
     except KeyboardInterrupt:
         return _say("interrupted", 130)
@@ -66,9 +66,13 @@ def run(command: Callable[[Sequence[str] | None], int | None], argv: Sequence[st
 
 
 def _say(message: object, status: int) -> int:
-    line = " ".join(str(message)[:MAX_MESSAGE].splitlines())  # one line, whatever a library's message has
-    print("error:", "".join(c if c.isprintable() else "?" for c in line), file=sys.stderr)  # a name may hold escapes
+    print("error:", _line(message), file=sys.stderr)
     return status
+
+
+def _line(message: object) -> str:
+    line = " ".join(str(message)[:MAX_MESSAGE].splitlines())  # one line, whatever a library's message has
+    return "".join(c if c.isprintable() else "?" for c in line)  # a name may hold escapes
 
 
 def shown(value: object, nested: bool = True) -> str:

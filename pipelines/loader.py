@@ -30,6 +30,7 @@ from pipelines.windows import Pixels, Windows, default_window_images, upload
 DRAWS, DALI_NOISE, TORCH_NOISE, FLIPS = 2, 3, 4, 5  # what a random number is for (the order's own keys are 0 and 1)
 BLOCK_IMAGES, WINDOW_BLOCKS = 8, 512  # images read at a time at most, and blocks in a window at least
 LABELED, UNLABELED, EVALUATION = 0, 1, 2  # which stream it is for
+OUT_OF_ORDER = "the stream was interrupted while it asked for a run; load_state_dict puts it right"
 RUNS_AHEAD = {"cpu": 0, "cuda": 2}  # runs made or in the making while another is handed out
 
 
@@ -66,6 +67,7 @@ class Shifted(NamedTuple):
     """What DALI made of a run's images, their center and scale where they are bytes, and DALI's state before it, in
     hexadecimal."""
 
+    number: int
     images: torch.Tensor
     statistics: tuple[torch.Tensor, ...]
     before: str
@@ -219,7 +221,7 @@ class Stream:
         self._coming.clear()  # made when first asked for: a stream that is about to be put elsewhere loads nothing
         self._shifting = None
         self._step = step
-        self._asked = step // self.options.steps_per_run  # the first run that nobody has asked for
+        self._next_shift = step // self.options.steps_per_run  # the run that the pipeline makes next
         self._run: Run | None = None
         self._pipeline = training_graph(
             lambda info: for_dali(self._gathered.images), self._source_offsets,
@@ -237,23 +239,30 @@ class Stream:
 
     def _ask(self, runs: int) -> None:
         """Have so many runs that are not handed out yet made, or in the making."""
+        first = self._step // self.options.steps_per_run + (not self._needs_run())
         while len(self._coming) < runs:
-            self._coming.append(self._worker.submit(self._make_run, self._asked))
-            self._asked += 1
+            self._coming.append(self._worker.submit(self._make_run, first + len(self._coming)))
 
     def _shift(self, number: int) -> Shifted:
         """On the worker's thread: run ``number`` of the pipeline, which makes them in order."""
+        if number != self._next_shift:
+            raise RuntimeError(OUT_OF_ORDER)
         if not self._built:
             self._pipeline.build()
             self._built = True
         before = self._pipeline.checkpoint().hex()
         self._gathered = self._gather(number)
         (images,) = run_pipeline(self._pipeline, self._device)
-        return Shifted(images, self._gathered.parts[1:], before)
+        self._next_shift += 1
+        return Shifted(number, images, self._gathered.parts[1:], before)
 
     def _make_run(self, number: int) -> Run:
         """On the worker's thread: run ``number``."""
-        images, statistics, before = self._shifting.result() if self._shifting else self._shift(number)
+        if self._shifting and not self._shifting.done():  # it stands behind this one in the queue
+            raise RuntimeError(OUT_OF_ORDER)
+        of, images, statistics, before = self._shifting.result() if self._shifting else self._shift(number)
+        if of != number:
+            raise RuntimeError(OUT_OF_ORDER)
         parts = ()
         if not self._in_graph:
             images, parts = self._augment(images, statistics, number)
@@ -351,7 +360,7 @@ class SemiSupervisedLoader:
     def __next__(self) -> Batch:
         for stream in self._streams():  # before one is waited for
             stream.prepare()
-        for stream in self._streams():  # before one goes on: whoever is interrupted gets pairs of the same step again
+        for stream in self._streams():  # before one goes on: whoever is interrupted there gets the same pair again
             stream.wait_for_batch()
         return Batch(next(self.labeled), None if self.unlabeled is None else next(self.unlabeled))
 

@@ -147,7 +147,10 @@ def _train(config: Config, folder: RunFolder, preprocess: Preprocess, sets: dict
             evaluate()
     with on_first_signal(received.append):  # a moment, and all is there
         save()
-        return _write_result(folder, config, trainer, latest, device)
+        result = _write_result(folder, config, trainer, latest, device)
+    if received:
+        raise Stopped(f"stopped, but {folder.path} is finished: its result is in {folder.result}", received[0])
+    return result
 
 
 def _write_result(folder: RunFolder, config: Config, trainer: Trainer, latest: dict, device: torch.device) -> dict:

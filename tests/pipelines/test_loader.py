@@ -167,12 +167,12 @@ def test_on_a_cpu_a_run_is_made_when_it_is_asked_for_and_for_both_streams_at_onc
     """But for DALI's part of it, which is done beside the run before it."""
     one = stream(small_set)  # of four steps a run
     take(one, 4)
-    assert (one._asked, len(one._coming)) == (1, 0)
+    assert (one._run.number, len(one._coming)) == (0, 0)
     shifted = one._shifting.result().images
     assert len(shifted) == 40
     one.prepare()
     one.prepare()
-    assert one._asked == 2
+    assert len(one._coming) == 1
     one.settle()
     assert all(part.done() for part in one._coming[0].result().parts)
     one.close()
@@ -180,7 +180,7 @@ def test_on_a_cpu_a_run_is_made_when_it_is_asked_for_and_for_both_streams_at_onc
     monkeypatch.setattr(feed.labeled, "_make_run", lambda number: 1 / 0)
     with pytest.raises(ZeroDivisionError):
         next(feed)  # which waits for the labeled stream, and finds it failed
-    assert feed.unlabeled._asked == 1
+    assert len(feed.unlabeled._coming) == 1
     feed.close()
 
 
@@ -195,6 +195,22 @@ def test_a_run_whose_start_failed_ahead_of_time_is_missed_when_it_is_asked_for(s
         for _ in range(2):
             with pytest.raises(ZeroDivisionError):
                 next(one)
+    one.load_state_dict(state)
+    assert equal(take(one, 12), expected)
+    one.close()
+    other.close()
+
+
+@pytest.mark.parametrize("in_graph", [False, True])
+def test_a_run_that_was_asked_for_twice_is_refused(small_set, monkeypatch, in_graph):
+    """As by whoever was interrupted when the run was in the worker's queue, but not yet noted."""
+    one, other = stream(small_set, in_graph=in_graph), stream(small_set, in_graph=in_graph)  # of four steps a run
+    state, expected = other.state_dict(), take(other, 12)
+    submit = one._worker.submit
+    with monkeypatch.context() as patch:
+        patch.setattr(one._worker, "submit", lambda work, number: (submit(work, number), submit(work, number))[1])
+        with pytest.raises(RuntimeError, match="load_state_dict puts it right"):
+            take(one, 12)
     one.load_state_dict(state)
     assert equal(take(one, 12), expected)
     one.close()

@@ -118,6 +118,17 @@ def test_stopped_in_the_evaluation_and_resumed(prepared, tmp_path, command, monk
     assert metrics(run) == metrics(tmp_path / "whole")
 
 
+def test_a_signal_beside_the_last_checkpoint_is_not_lost(prepared, tmp_path, command, monkeypatch):
+    run, real = tmp_path / "run", experiment._write_result
+    with monkeypatch.context() as patch:
+        patch.setattr(experiment, "_write_result",
+                      lambda *parts: (os.kill(os.getpid(), signal.SIGTERM), real(*parts))[1])
+        status, _, err = command(cli.main, *arguments(prepared, run))
+    assert status == 143
+    assert err.endswith(f"stopped, but {run} is finished: its result is in {run / 'result.json'}\n")
+    assert (run / "result.json").exists()
+
+
 def test_a_signal_in_the_last_step_is_not_lost(prepared, tmp_path, command, monkeypatch):
     with monkeypatch.context() as patch:
         interrupt_at(patch, 6)
