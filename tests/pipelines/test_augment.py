@@ -91,3 +91,16 @@ def test_noise_has_its_mean_deviation_and_independence(where):
     between_images = np.corrcoef(noise.reshape(64, -1)) - np.eye(64)
     assert abs(between_images).max() < 6 / np.sqrt(16 * 16 * 3)
     assert scipy.stats.kstest(noise.reshape(-1) / 0.15, "norm").pvalue > 1e-4
+
+
+def test_pieces_are_even_and_whole(monkeypatch):
+    monkeypatch.setattr("pipelines.augment.PIECE_VALUES", 1000)
+    for count in (*range(1, 40), 768):
+        for values in (1, 10, 350, 999, 1000, 5000):
+            pieces = augment.even_pieces(count, values)
+            sizes = [len(range(count)[piece]) for piece in pieces]
+            assert [i for piece in pieces for i in range(count)[piece]] == list(range(count))
+            assert min(sizes) > 0
+            assert max(sizes) - min(sizes) <= 1
+            assert len(pieces) % 2 == 0 or len(pieces) == count
+            assert max(sizes) * values <= 1000 or max(sizes) == 1

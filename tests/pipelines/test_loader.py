@@ -6,14 +6,13 @@ import numpy as np
 import pytest
 import torch
 
-from pipelines import augment
 from pipelines.graphs import StreamOptions
 from pipelines.loader import UNLABELED, SemiSupervisedLoader, Stream, default_block_images
 from pipelines.sampling import Order
 from pipelines.shards import Subset
 from pipelines.threads import background_thread
-from pipelines.whitening import KINDS, Preprocess, prepare
-from pipelines.windows import Windows, default_window_images
+from pipelines.whitening import Preprocess
+from pipelines.windows import default_window_images
 from tests.conftest import random_images, write_set
 
 PREPROCESS = Preprocess("gcn", (8, 8, 3))
@@ -89,54 +88,6 @@ def test_two_sources_resume_to_the_bit(small_set, tmp_path, steps):
         feed.close()
 
 
-@pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize(("window", "block"), [(8, 16), (64, 16), (50, 7), (300, 16), (1000, 16)])
-def test_windows_hold_the_images_of_their_positions(small_set, window, block, kind):
-    """Also where a window is smaller than a block, and across windows and epochs; the memory is used again."""
-    preprocess = prepare(kind, [small_set], progress=False)
-    windows = Windows(small_set, Order(300, window, block, seed=3), preprocess, torch.device("cpu"))
-    for position in range(0, 700, 70):
-        images = small_set.read(windows.indices(position, 70))
-        found = windows.gather(position, 70)
-        if kind == "zca":
-            assert found.center is None
-            ours = found.images
-        else:
-            assert found.images.dtype == torch.uint8
-            ours = (found.images - found.center[:, None, None]) * found.scale[:, None, None]
-        expected = np.pad(preprocess(torch.from_numpy(images)), ((0, 0), (2, 2), (2, 2), (0, 0)), "symmetric")
-        assert np.abs(ours.numpy() - expected).max() < 1e-5
-    windows.close()
-
-
-@pytest.mark.parametrize("count", [5, 31, 33, 48])
-def test_two_windows_at_most(small_set, monkeypatch, count):
-    """Windows of 56 to 64 images, drawn from by less or more than a half at a time: two are there, or are loaded."""
-    windows = Windows(small_set, Order(300, 64, 8, seed=3), PREPROCESS, torch.device("cpu"))
-    wanted = []
-    want = windows._want
-    monkeypatch.setattr(windows, "_want", lambda keys: (wanted.append(list(keys)), want(keys)))
-    for position in range(0, 40 * count, count):
-        windows.gather(position, count)
-    assert {len(set(keys)) for keys in wanted} == {1, 2}
-    windows.settle()
-    assert windows.loaded == len({key for keys in wanted for key in keys})
-    windows.close()
-
-
-def test_pieces_are_even_and_whole(monkeypatch):
-    monkeypatch.setattr("pipelines.augment.PIECE_VALUES", 1000)
-    for count in (*range(1, 40), 768):
-        for values in (1, 10, 350, 999, 1000, 5000):
-            pieces = augment.even_pieces(count, values)
-            sizes = [len(range(count)[piece]) for piece in pieces]
-            assert [i for piece in pieces for i in range(count)[piece]] == list(range(count))
-            assert min(sizes) > 0
-            assert max(sizes) - min(sizes) <= 1
-            assert len(pieces) % 2 == 0 or len(pieces) == count
-            assert max(sizes) * values <= 1000 or max(sizes) == 1
-
-
 def test_batches_that_do_not_divide_among_the_sources(small_set):
     with pytest.raises(ValueError, match="batches of 5 from 2 sources"):
         Stream([small_set, small_set], PREPROCESS, StreamOptions(5, views=True, flip=False), seed=1, which=UNLABELED,
@@ -168,8 +119,7 @@ def test_on_a_cpu_a_run_is_made_when_it_is_asked_for_and_for_both_streams_at_onc
     one = stream(small_set)  # of four steps a run
     take(one, 4)
     assert (one._run.number, len(one._coming)) == (0, 0)
-    shifted = one._shifting.result().images
-    assert len(shifted) == 40
+    assert len(one._shifting.result().images) == 40
     one.prepare()
     one.prepare()
     assert len(one._coming) == 1
