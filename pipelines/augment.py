@@ -2,8 +2,8 @@
 
 Order as in the reference: shift, flip, noise, then the views, which therefore share one shift and one noise
 draw. Images are H×W×C throughout, so that a batch is channels-last for the network without a copy. All but the
-shift have a twin for the CPU backend, of PyTorch and NumPy: DALI draws noise there some eight times slower, makes the
-views image by image, and looks through all arguments of a batch for each image it may mirror; the GPU runs DALI's.
+shift have a twin for the CPU backend, all of them one compiled pass: DALI is slow at noise there, makes the views image
+by image, and looks through all arguments of a batch for each image it may mirror; the GPU runs DALI's.
 """
 
 import math
@@ -16,24 +16,29 @@ import torch
 from nvidia.dali import fn, types
 from nvidia.dali.data_node import DataNode
 
-from pipelines.whitening import normalize
-
 MAX_SHIFT = 2  # pixels on each axis
 NOISE = 0.15  # standard deviation, in whitened units
-PIECE_VALUES = 192 * 3072  # augmented at a time on a CPU: fewer are more calls, for which threads wait for one another
+PIECE_VALUES = 2**20  # augmented at a time on a CPU: few calls, and shares that end together
 VIEWS = 6  # rotations counter-clockwise by 0, 90, 180, 270 degrees (labels 0 to 3), left-right (4), up-down (5)
 
 
-def fill_border(padded: torch.Tensor, by: int = MAX_SHIFT) -> None:
-    """Fill a border of ``by`` pixels around (n, H+2·by, W+2·by, C) from inside, mirrored with the edge pixel.
+def mirror_pad(images: torch.Tensor, out: torch.Tensor, by: int = MAX_SHIFT) -> None:
+    """Images (n, H, W, C) with a border of ``by`` pixels, mirrored with the edge pixel, into (n, H+2·by, W+2·by, C).
 
-    NumPy calls it ``symmetric``, SciPy ``reflect``. In place: on a CPU a second tensor costs more than the arithmetic.
+    NumPy calls it ``symmetric``, SciPy ``reflect``.
     """
-    for axis in (1, 2):
-        size = padded.shape[axis]
-        for i in range(by):
-            padded.select(axis, by - 1 - i).copy_(padded.select(axis, by + i))
-            padded.select(axis, size - by + i).copy_(padded.select(axis, size - by - 1 - i))
+    rows, columns = (np.pad(np.arange(size), by, "symmetric") for size in images.shape[1:3])
+    if out.device.type == "cpu":
+        from pipelines import kernels  # on a CPU only
+        channels = images.shape[3]
+        values = (columns[:, None] * channels + np.arange(channels)).reshape(-1)
+        kernels.mirror_pad(images.contiguous().flatten(2).numpy(), rows, values, out.view(*out.shape[:2], -1).numpy())
+        return
+    inside = slice(by, -by)
+    out[:, inside, inside] = images
+    for axis, sources in ((1, rows), (2, columns)):
+        for place in (*range(by), *range(-by, 0)):
+            out.select(axis, place).copy_(out.select(axis, by + int(sources[place])))
 
 
 def shift(images: DataNode, offsets: DataNode | tuple[int, int], size: tuple[int, int],
@@ -72,69 +77,69 @@ def six_views(images: DataNode) -> DataNode:
     return fn.stack(images, rotated90, rotated180, rotated270, left_right, up_down, name="six_views")
 
 
-def _as_pixels(images: torch.Tensor) -> np.ndarray:
-    """(..., C) as (...) of pixels, which NumPy moves as a whole; shares the memory."""
-    return images.numpy().view(f"V{images.shape[-1] * images.element_size()}")[..., 0]
-
-
-def flip_cpu(images: torch.Tensor, mirror: np.ndarray) -> None:
-    """The CPU's twin of ``mirror``: in place, those of (n, H, W, C) where ``mirror`` (n,) is not 0."""
-    pixels, chosen = _as_pixels(images), np.flatnonzero(mirror)
-    pixels[chosen] = pixels[chosen, :, ::-1]
-
-
-def add_noise_cpu(images: torch.Tensor, deviation: float, generator: torch.Generator,
-                  out: torch.Tensor | None = None) -> torch.Tensor:
-    """The CPU's twin of ``add_noise``: one batched draw; a new tensor, or ``out``, which may be ``images``."""
-    noise = torch.empty_like(images).normal_(0.0, deviation, generator=generator)
-    return noise.add_(images) if out is None else torch.add(images, noise, out=out)
+@lru_cache
+def _noise_table(deviation: float) -> np.ndarray:
+    """65,536 equally likely values of Gaussian noise, float32: quantiles, scaled to their deviation; none for 0."""
+    if not deviation:
+        return np.empty(0, np.float32)
+    values = torch.special.ndtri((torch.arange(2**16, dtype=torch.float64) + 0.5) / 2**16)
+    return (values * (deviation / values.square().mean().sqrt())).to(torch.float32).numpy()
 
 
 @lru_cache
-def _view_sources(size: int) -> np.ndarray:
-    """Which pixel of a square image each pixel of its six views is, int64 (6·S·S,)."""
-    pixels = np.arange(size * size).reshape(size, size)
-    return np.stack([*(np.rot90(pixels, quarter) for quarter in range(4)), pixels[:, ::-1], pixels[::-1]]).reshape(-1)
-
-
-def six_views_cpu(images: torch.Tensor, out: torch.Tensor | None = None) -> torch.Tensor:
-    """The CPU's twin of ``six_views``: (n, S, S, C) to (n, 6, S, S, C), a new tensor or ``out``, by one gather."""
-    count, size = images.shape[:2]
-    out = images.new_empty((count, VIEWS, *images.shape[1:])) if out is None else out
-    flat, result = (tensor.view(count, -1, tensor.shape[-1]) for tensor in (images, out))  # refuses what must be copied
-    np.take(_as_pixels(flat), _view_sources(size), axis=1, mode="clip", out=_as_pixels(result))
-    return out
+def _sources(height: int, width: int, views: bool) -> np.ndarray:
+    """Which pixel of an image each pixel of the result is: int32 (1, 6·H·W) for the six views of a square one, or
+    (2, H·W), as it is and flipped left to right."""
+    pixels = np.arange(height * width, dtype=np.int32).reshape(height, width)
+    if not views:
+        return np.stack([pixels, pixels[:, ::-1]]).reshape(2, -1)
+    rotated = [np.rot90(pixels, quarter) for quarter in range(4)]
+    return np.stack([*rotated, pixels[:, ::-1], pixels[::-1]]).reshape(1, -1)
 
 
 def even_pieces(count: int, values: int) -> list[slice]:
-    """``count`` images of so many values each in pieces of PIECE_VALUES at most, or of one image; their number is even,
-    but for one an image."""
-    each = max(1, PIECE_VALUES // values)
-    pieces = min(count, 2 * math.ceil(count / (2 * each)))
+    """``count`` images of so many values each in pieces of about PIECE_VALUES, or of one image, as equal as can be."""
+    pieces = min(count, math.ceil(count * values / PIECE_VALUES))
     bounds = [count * piece // pieces for piece in range(pieces + 1)]
     return [slice(*pair) for pair in pairwise(bounds)]
 
 
-def augment_cpu(images: torch.Tensor, statistics: Sequence[torch.Tensor], out: torch.Tensor,
-                mirror: np.ndarray | None, deviation: float, generator: torch.Generator) -> None:
-    """All that follows the shift, by the CPU's twins.
+def augment_cpu(images: torch.Tensor, statistics: Sequence[torch.Tensor], out: torch.Tensor, *,
+                mirror: np.ndarray | None = None, deviation: float = 0.0, key: int = 0, first: int = 0) -> None:
+    """All that follows the shift, in one pass: the twin of ``scale``, ``mirror``, ``add_noise`` and ``six_views``.
 
     Args:
-        images: (n, H, W, C), float32 and normalised, or uint8; overwritten.
-        statistics: what ``normalize`` takes for uint8 images, center and scale; none for others.
-        out: what is wanted, (n, H, W, C), or (n, 6, H, W, C) for the six views.
-        mirror: which images to flip (n,), or None.
-        deviation: of the noise; 0 for none.
-        generator: of the noise.
+        images: (n, H, W, C), float32 and normalised, or uint8.
+        statistics: what ``whitening.normalize`` takes for uint8 images, center and scale; none for others.
+        out: what is wanted, float32: (n, H, W, C), which may be ``images``, or (n, 6, H, W, C) for the six views.
+        mirror: images are flipped left to right where this (n,) is 1; None for nowhere, as for the six views.
+        deviation: of the noise; 0 for none. It is one of 65,536 equally likely values, 4.2 deviations at most.
+        key: of the noise, 64 bits.
+        first: which of the key's noise the first image gets; the next gets the next.
+
+    Raises:
+        ValueError: shapes, types or memory that do not go together. (What is compiled would read and write anywhere.)
     """
+    from pipelines import kernels  # on a CPU only
+    count, height, width, channels = images.shape
     views = out.ndim > images.ndim
-    if mirror is not None:  # bytes if it may be: to normalise an image and to flip it is the same either way round
-        flip_cpu(images, mirror)
-    if statistics:
-        images = normalize(images, *statistics, out=None if views else out)
-    if deviation:
-        images = add_noise_cpu(images, deviation, generator, images if views else out)
-    if views:
-        six_views_cpu(images, out)
-    elif images is not out:
-        out.copy_(images)
+    center, scale = (values.numpy() for values in statistics) if statistics else (
+        np.full((count, 1), value, np.float32) for value in (0, 1))
+    if (out.shape != (count, *((VIEWS,) if views else ()), height, width, channels) or (views and height != width)
+            or not center.shape == scale.shape in ((count, 1), (count, channels))
+            or (mirror is not None and (views or mirror.shape != (count,) or not np.isin(mirror, (0, 1)).all()))
+            or images.dtype not in (torch.uint8, torch.float32) or out.dtype != torch.float32
+            or not (images.is_contiguous() and out.is_contiguous())):
+        raise ValueError(f"{images.dtype} {tuple(images.shape)}, statistics {center.shape} and {scale.shape}, mirror "
+                         f"{mirror}, to {out.dtype} {tuple(out.shape)}")
+    chosen = np.zeros(count, np.int32) if mirror is None else mirror
+    kernels.augment(images.view(count, -1, channels).numpy(), center, scale, _noise_table(deviation), np.uint64(key),
+                    np.uint64(first), _sources(height, width, views), chosen,
+                    out.view(count, -1, channels).numpy())
+
+
+def add_noise_cpu(images: torch.Tensor, deviation: float, key: int, first: int = 0) -> torch.Tensor:
+    """Images (n, H, W, C), float32, with noise, a new tensor; see ``augment_cpu``."""
+    out = torch.empty_like(images, memory_format=torch.contiguous_format)
+    augment_cpu(images.contiguous(), (), out, deviation=deviation, key=key, first=first)
+    return out

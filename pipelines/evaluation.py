@@ -7,8 +7,8 @@ import torch
 
 from pipelines.augment import NOISE
 from pipelines.graphs import EVALUATION_IMAGES, evaluation_graph, evaluation_views, for_dali, run_pipeline
-from pipelines.loader import DALI_NOISE, DRAWS, EVALUATION, TORCH_NOISE, Examples, with_index
-from pipelines.sampling import draw_jitter, generator, seed_from
+from pipelines.loader import CPU_NOISE, DALI_NOISE, DRAWS, EVALUATION, Examples, with_index
+from pipelines.sampling import draw_jitter, generator, seed_from, word_from
 from pipelines.shards import ShardSet, Subset
 from pipelines.whitening import Preprocess
 from pipelines.windows import Pixels, padded_shape, to_device
@@ -50,8 +50,7 @@ class EvaluationLoader:
         for number in range(len(self)):
             (images,) = run_pipeline(pipeline, self._device)
             if not in_graph:
-                random = torch.Generator().manual_seed(seed_from(*key, TORCH_NOISE, number))
-                images = evaluation_views(images, self._flip, self._noise, random)
+                images = evaluation_views(images, self._flip, self._noise, word_from(*key, CPU_NOISE, number))
             labels = self._labels[number * EVALUATION_IMAGES:(number + 1) * EVALUATION_IMAGES]
             yield Examples(images.flatten(0, 1).permute(0, 3, 1, 2), labels.to(self._device))
 

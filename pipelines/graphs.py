@@ -110,18 +110,22 @@ def evaluation_graph(images, offsets, *, size: tuple[int, int], flip: bool, nois
     return pipeline
 
 
-def evaluation_views(pair: torch.Tensor, flip: bool, noise: float, random: torch.Generator) -> torch.Tensor:
+def evaluation_views(pair: torch.Tensor, flip: bool, noise: float, key: int) -> torch.Tensor:
     """The reference's ``DenseEvaluator`` views from an image and its jittered copy, on the CPU.
 
     Args:
         pair: (n, 2, H, W, C).
+        key: of the noise, 64 bits.
 
     Returns:
         (n, 4 or 8, H, W, C): image, jittered, both with noise; then the same four of the flipped image, with
         noise of their own.
     """
-    sides = [pair, pair.flip(3)] if flip else [pair]
-    return torch.cat([view for side in sides for view in (side, augment.add_noise_cpu(side, noise, random))], 1)
+    views = []
+    for number, side in enumerate([pair, pair.flip(3)] if flip else [pair]):
+        images = side.flatten(0, 1)
+        views += [side, augment.add_noise_cpu(images, noise, key, number * len(images)).view(pair.shape)]
+    return torch.cat(views, 1)
 
 
 def for_dali(tensor: torch.Tensor) -> np.ndarray | torch.Tensor:

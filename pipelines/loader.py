@@ -21,13 +21,13 @@ from pipelines import augment
 from pipelines.augment import NOISE, VIEWS
 from pipelines.buffers import Buffers
 from pipelines.graphs import StreamOptions, default_steps_per_run, for_dali, run_pipeline, training_graph
-from pipelines.sampling import Order, draw_shift, generator, seed_from
+from pipelines.sampling import Order, draw_shift, generator, seed_from, word_from
 from pipelines.shards import ShardSet, Subset
 from pipelines.threads import background_thread
 from pipelines.whitening import Preprocess
 from pipelines.windows import Pixels, Windows, default_window_images, upload
 
-DRAWS, DALI_NOISE, TORCH_NOISE, FLIPS = 2, 3, 4, 5  # what a random number is for (the order's own keys are 0 and 1)
+DRAWS, DALI_NOISE, CPU_NOISE, FLIPS = 2, 3, 4, 5  # what a random number is for (the order's own keys are 0 and 1)
 BLOCK_IMAGES, WINDOW_BLOCKS = 8, 512  # images read at a time at most, and blocks in a window at least
 LABELED, UNLABELED, EVALUATION = 0, 1, 2  # which stream it is for
 OUT_OF_ORDER = "the stream was interrupted while it asked for a run; load_state_dict puts it right"
@@ -124,6 +124,7 @@ class Stream:
         self._size = shape[:2]
         self._run_images = options.batch * self.options.steps_per_run
         self._key = (seed, which)
+        self._noise_key = word_from(seed, which, CPU_NOISE)
         self._device = device
         self._in_graph = device.type == "cuda" if in_graph is None else in_graph
         self._proxy_labels = torch.arange(VIEWS, device=device).repeat(options.batch)
@@ -212,8 +213,7 @@ class Stream:
 
     def _identity(self) -> dict:
         orders = [{name: value for name, value in asdict(order).items() if name != "seed"} for order in self.orders]
-        return {"key": list(self._key), "in_graph": self._in_graph, "noise_drawn_by": augment.PIECE_VALUES,
-                **asdict(self.options), "orders": orders}
+        return {"key": list(self._key), "in_graph": self._in_graph, **asdict(self.options), "orders": orders}
 
     def _start(self, step: int, checkpoint: str | None) -> None:
         wait(self._coming)  # the old pipeline may be at work
@@ -276,21 +276,17 @@ class Stream:
                  number: int) -> tuple[torch.Tensor, tuple[Future[None], ...]]:
         """Have the helpers augment run ``number``: where they put it, and what to wait for.
 
-        In pieces, each with a seed of its own, so that it makes no difference who does which; in two parts, so that two
-        can work on it.
+        In pieces; an image's noise is that of its place in the stream, so that it makes no difference who does which.
         """
         out = self._results.take()
         mirrors = self._mirrors(number) if self.options.flip else None
-        pieces = augment.even_pieces(len(images), images[0].numel())
-        seeds = generator(*self._key, TORCH_NOISE, number).integers(2**31, size=len(pieces)).tolist()
 
-        def work(part: slice) -> None:
-            for piece, seed in zip(pieces[part], seeds[part], strict=True):
-                augment.augment_cpu(images[piece], [values[piece] for values in statistics], out[piece],
-                                    None if mirrors is None else mirrors[piece], self.options.noise,
-                                    torch.Generator().manual_seed(seed))
-        half = len(pieces) // 2
-        return out, tuple(self._helpers.submit(work, part) for part in (slice(half), slice(half, None)))
+        def work(piece: slice) -> None:
+            augment.augment_cpu(images[piece], [values[piece] for values in statistics], out[piece],
+                                mirror=None if mirrors is None else mirrors[piece], deviation=self.options.noise,
+                                key=self._noise_key, first=number * self._run_images + piece.start)
+        return out, tuple(self._helpers.submit(work, piece)
+                          for piece in augment.even_pieces(len(images), images[0].numel()))
 
     def _gather(self, number: int) -> Pixels:
         """The images of run ``number``, as they go into the pipeline."""

@@ -22,6 +22,11 @@ def seed_from(*key: int) -> int:
     return int(np.random.SeedSequence(key).generate_state(1)[0] >> 1)
 
 
+def word_from(*key: int) -> int:
+    """64 bits that belong to a key of non-negative integers."""
+    return int(np.random.SeedSequence(key).generate_state(1, np.uint64)[0])
+
+
 def permute(positions: np.ndarray, size: int, key: tuple[int, ...]) -> np.ndarray:
     """Where a permutation of range(size), chosen by ``key``, sends each of ``positions`` (n,) int64.
 

@@ -50,11 +50,21 @@ def gcn_statistics(images: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         square (55/√3072); images of one value become zeros. The scale of the input cancels, so it is the reference's
         result for pixels in [0, 1].
     """
+    mean, norm = _gcn_sums(images)
+    norm = norm.masked_fill(norm < 255 * EPSILON, 1)  # of one value
+    return mean, GCN_NORM * math.sqrt(images[:1].numel() / GCN_VALUES) / norm
+
+
+def _gcn_sums(images: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Each image's mean and the L2 norm of the rest, float32 (n, 1)."""
+    if images.dtype == torch.uint8 and images.device.type == "cpu":
+        from pipelines import kernels  # on a CPU only
+        sums = np.empty((2, len(images), 1), np.float32)
+        kernels.gcn_sums(images.flatten(1).numpy(), *sums)
+        return torch.from_numpy(sums[0]), torch.from_numpy(sums[1])
     rows = images.flatten(2).to(torch.float32, copy=True)
     mean = rows.mean(dim=2).mean(dim=1, keepdim=True)  # all at once: inexact for large images of one value
-    norm = torch.linalg.vector_norm(rows.sub_(mean[:, None]).flatten(1), dim=1, keepdim=True)
-    norm = torch.where(norm < 255 * EPSILON, torch.ones_like(norm), norm)
-    return mean, GCN_NORM * math.sqrt(rows[:1].numel() / GCN_VALUES) / norm
+    return mean, torch.linalg.vector_norm(rows.sub_(mean[:, None]).flatten(1), dim=1, keepdim=True)
 
 
 def gcn(images: torch.Tensor) -> torch.Tensor:

@@ -1,14 +1,14 @@
-"""Windows: the part of an image source that is on the device, padded, ready to be drawn from.
+"""Windows: the part of an image source that is on the device, ready to be drawn from.
 
-What is the same for every pass over an image happens here, once per window and in batched operations: the mirrored
-border, and the normalisation's costly part. ZCA is applied. Of GCN and of standardisation an image's center and scale
-are found here and applied with the augmentation: bytes are a quarter of floats to pad, to gather and to shift. The
+What is the same for every pass over an image happens here, in batched operations: the mirrored border, and the
+normalisation's costly part. ZCA is applied, once a window. Of GCN and of standardisation an image's center and scale
+are found here and applied with the augmentation: bytes are a quarter of floats to pad, to gather and to shift. A GPU's
+windows are padded when they are loaded, a CPU's images when they are drawn, which is a pass over memory less. The
 next window is prepared in the background while this one is drawn from. A source that fits one window is loaded once
 and stays.
 """
 
 import math
-from collections.abc import Callable, Iterable
 from concurrent.futures import Executor, Future, wait
 from functools import lru_cache
 from itertools import groupby
@@ -17,7 +17,7 @@ from typing import NamedTuple
 import numpy as np
 import torch
 
-from pipelines.augment import MAX_SHIFT, fill_border
+from pipelines.augment import MAX_SHIFT, mirror_pad
 from pipelines.buffers import Buffers
 from pipelines.sampling import Order, Segment
 from pipelines.shards import ImageSource
@@ -27,7 +27,7 @@ from pipelines.whitening import Preprocess
 CPU_WINDOW_BYTES = 64 * 2**20
 GPU_WINDOW_BYTES = 2**30
 CACHED_ROWS = 2**17  # of windows' permutations, 16 bytes each
-CHUNK_VALUES = {"cpu": 384 * 3072, "cuda": 4096 * 3072}  # normalised at a time: enough to share out; what is little
+CHUNK_VALUES = {"cpu": 256 * 3072, "cuda": 4096 * 3072}  # normalised and padded at a time: what is little memory
 
 
 class Pixels(NamedTuple):
@@ -63,29 +63,25 @@ def padded_shape(count: int, image_shape: tuple[int, int, int]) -> tuple[int, in
     return count, height + 2 * MAX_SHIFT, width + 2 * MAX_SHIFT, channels
 
 
-def to_device(images: np.ndarray, preprocess: Preprocess, out: Pixels,
-              run: Callable[[Callable, Iterable[int]], Iterable] = map) -> None:
+def to_device(images: np.ndarray, preprocess: Preprocess | None, out: Pixels, rows: np.ndarray | None = None) -> None:
     """Mirror-pad images, uint8 (n, H, W, C), into ``out``: normalised where it is float32, else with their statistics.
 
-    Chunk by chunk; ``run`` maps the work over the chunks, on several threads perhaps: the result is the same to the
-    bit.
+    Chunk by chunk. ``preprocess`` is None for images that are normalised. With ``rows`` (m,), those of the images.
     """
-    inside = slice(MAX_SHIFT, -MAX_SHIFT)
     device = out.images.device
-    step = max(1, CHUNK_VALUES[device.type] // images[:1].size)
-
-    def work(first: int) -> None:
-        pixels = torch.from_numpy(images[first:first + step]).to(device)
-        chunk = slice(first, first + len(pixels))
-        if out.center is None:
-            pixels = preprocess(pixels)
-        else:
+    for chunk in chunks(len(out.images), images[:1].size, device):
+        pixels = torch.from_numpy(images[chunk if rows is None else rows[chunk]]).to(device)
+        if out.center is not None:
             out.center[chunk], out.scale[chunk] = preprocess.statistics(pixels)
-        padded = out.images[chunk]
-        padded[:, inside, inside] = pixels
-        fill_border(padded)
-    for _ in run(work, range(0, len(images), step)):
-        pass
+        elif preprocess is not None:
+            pixels = preprocess(pixels)
+        mirror_pad(pixels, out.images[chunk])
+
+
+def chunks(count: int, values: int, device: torch.device) -> list[slice]:
+    """``count`` images of so many values each, in parts of CHUNK_VALUES at most, or of one image."""
+    step = max(1, CHUNK_VALUES[device.type] // values)
+    return [slice(first, min(first + step, count)) for first in range(0, count, step)]
 
 
 def upload(numbers: np.ndarray, device: torch.device) -> torch.Tensor:
@@ -105,7 +101,7 @@ class Windows:
         source: where images are read.
         order: which image each stream position is.
         preprocess: normalisation, on ``device``; what is gathered is normalised already if it mixes pixels.
-        helpers: threads for what follows the reading on a CPU; None for the thread that reads.
+        helpers: threads for ZCA on a CPU; None for the thread that reads.
     """
 
     def __init__(self, source: ImageSource, order: Order, preprocess: Preprocess, device: torch.device,
@@ -115,8 +111,7 @@ class Windows:
         self._chunks: list[Future] = []  # the helpers' work on the window read last
         self._source, self._order, self._preprocess, self._device = source, order, preprocess, device
         self._contents: dict[tuple[int, int], Future] = {}
-        self._shape = padded_shape(order.largest_window, source.image_shape)
-        self._buffers = Buffers(self._shape, np.uint8 if preprocess.scales else np.float32)
+        self._buffers = Buffers((order.largest_window, *source.image_shape))  # for ZCA on a CPU
         # Small sets have many epochs, so many windows, in one run of a pipeline.
         self._window = lru_cache(max(4, CACHED_ROWS // order.largest_window))(order.window)
         self._worker = background_thread("window", device)
@@ -141,9 +136,7 @@ class Windows:
         for key, parts in groupby(segments, lambda segment: self._key(segment.epoch, segment.window)):
             rows = np.concatenate([self._window(part.epoch, part.window)[1][part.first:part.last] for part in parts])
             window = self._contents[key].result()
-            rows = upload(rows, self._device)
-            for values, result in zip(window.parts, out.parts, strict=True):
-                torch.index_select(values, 0, rows, out=result[done:done + len(rows)])
+            self._draw(window, rows, Pixels(*(values[done:done + len(rows)] for values in out.parts)))
             done += len(rows)
             del window
         self._want(keys[-1:] + following)  # where the others were is room for the next one
@@ -196,23 +189,43 @@ class Windows:
         statistics = (torch.empty(count, scales, device=self._device) for _ in range(2)) if scales else ()
         return Pixels(images, *statistics)
 
-    def _by_helpers(self, work: Callable[[int], None], firsts: Iterable[int]) -> Iterable[None]:
-        self._chunks = [self._helpers.submit(work, first) for first in firsts]
-        return (chunk.result() for chunk in self._chunks)
+    def _draw(self, window: np.ndarray | Pixels, rows: np.ndarray, out: Pixels) -> None:
+        """Those images of a loaded window, padded."""
+        if isinstance(window, np.ndarray):
+            to_device(window, self._preprocess if self._preprocess.scales else None, out, rows)
+            return
+        rows = upload(rows, self._device)
+        for values, result in zip(window.parts, out.parts, strict=True):
+            torch.index_select(values, 0, rows, out=result)
 
-    def _load(self, epoch: int, window: int) -> Pixels:
+    def _load(self, epoch: int, window: int) -> np.ndarray | Pixels:
+        """A window: images as they are, or with ZCA applied, (n, H, W, C), on a CPU; padded ones on a GPU."""
         indices, _ = self._order.window(epoch, window)
         pixels = self._source.read(indices)
         self.loaded += 1
         if self._stream is None:
-            contents = self._empty(self._shape[0], self._buffers.take())
-            to_device(pixels, self._preprocess, contents, self._by_helpers if self._helpers else map)
-            return contents
+            return pixels if self._preprocess.scales else self._normalize(pixels)
         with torch.cuda.device(self._device), torch.cuda.stream(self._stream):
             # New tensors each time: the allocator keeps the memory, and knows when the drawing stream is done with it.
-            contents = self._empty(self._shape[0])
+            contents = self._empty(len(pixels))
             to_device(pixels, self._preprocess, contents)
         self._stream.synchronize()  # this thread waits, so that the drawing one need not
         for part in contents.parts:
             part.record_stream(torch.cuda.current_stream(self._device))
         return contents
+
+    def _normalize(self, pixels: np.ndarray) -> np.ndarray:
+        """Images with ZCA applied, float32, by the helpers."""
+        out = self._buffers.take()[:len(pixels)].numpy()
+
+        def work(chunk: slice) -> None:
+            out[chunk] = self._preprocess(torch.from_numpy(pixels[chunk])).numpy()
+        parts = chunks(len(pixels), pixels[:1].size, self._device)
+        if self._helpers is None:
+            for part in parts:
+                work(part)
+        else:
+            self._chunks = [self._helpers.submit(work, part) for part in parts]
+            for chunk in self._chunks:
+                chunk.result()
+        return out

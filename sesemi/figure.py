@@ -42,7 +42,7 @@ def draw() -> str:
     batches = {split.name: next(split.batches()) for split in digits.read().splits}
     images, labels = batches["train"]
     labeled, unlabeled = (int(np.flatnonzero(labels == digit)[0]) for digit in (7, 2))
-    one, six = augmented(images[labeled]), augment.six_views_cpu(augmented(images[unlabeled])[None])[0]
+    (one,), six = augmented(images[labeled]), augmented(images[unlabeled], (augment.VIEWS,))
     parts = [arrow(92, 88, 118, 88), arrow(258, 88, 284, 88), arrow(356, 88, 618, 88),
              arrow(92, 262, 118, 262), arrow(258, 262, 284, 262), arrow(564, 262, 618, 262),
              picture(images[labeled], 20, 52, 72), text(56, 144, "labeled: “7”"),
@@ -65,12 +65,15 @@ def draw() -> str:
             f'<rect y="30" width="892" height="350" fill="#fff"/>{"".join(parts)}</svg>\n')
 
 
-def augmented(image: np.ndarray) -> torch.Tensor:
-    """One image (H, W, C) as a batch holds it before the views: normalised, shifted by (−2, 1), with noise."""
+def augmented(image: np.ndarray, views: tuple[int, ...] = ()) -> torch.Tensor:
+    """One image (H, W, C), or its views, as a batch holds it, (1 or 6, H, W, C): normalised, shifted by (−2, 1), with
+    noise."""
     padded = torch.empty(padded_shape(1, image.shape))
     to_device(image[None], Preprocess("gcn", image.shape), Pixels(padded))
     shifted = padded[:, 4:4 + image.shape[0], 1:1 + image.shape[1]]
-    return augment.add_noise_cpu(shifted, augment.NOISE, torch.Generator().manual_seed(0))[0]
+    out = torch.empty(1, *views, *image.shape)
+    augment.augment_cpu(shifted.contiguous(), (), out, deviation=augment.NOISE)
+    return out.flatten(0, -4)
 
 
 def pixels(image: torch.Tensor) -> np.ndarray:

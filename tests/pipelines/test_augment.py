@@ -32,10 +32,17 @@ def images() -> np.ndarray:
 def test_the_border_is_symmetric(images):
     expected = np.pad(images, ((0, 0), (2, 2), (2, 2), (0, 0)), "symmetric")
     padded = torch.full(expected.shape, torch.nan)
-    padded[:, 2:-2, 2:-2] = torch.from_numpy(images)
-    augment.fill_border(padded)
+    augment.mirror_pad(torch.from_numpy(images), padded)
     assert np.array_equal(padded, expected)
     assert not np.array_equal(expected, np.pad(images, ((0, 0), (2, 2), (2, 2), (0, 0)), "reflect"))
+
+
+@pytest.mark.parametrize("shape", [(1, 1, 1), (1, 3, 4), (5, 2, 3), (7, 9, 1)])
+def test_the_border_of_bytes_and_of_images_smaller_than_it(shape):
+    images = np.random.default_rng(0).integers(0, 256, (3, *shape), dtype=np.uint8)
+    padded = torch.empty(3, shape[0] + 4, shape[1] + 4, shape[2], dtype=torch.uint8)
+    augment.mirror_pad(torch.from_numpy(images), padded)
+    assert np.array_equal(padded, np.pad(images, ((0, 0), (2, 2), (2, 2), (0, 0)), "symmetric"))
 
 
 def test_all_25_shifts_are_scipy_s(images):
@@ -54,43 +61,94 @@ def test_all_25_shifts_are_scipy_s(images):
 def test_six_views(images):
     expected = np.stack([six_views_numpy(image) for image in images])
     assert np.array_equal(dali_on_cpu(augment.six_views, images), expected)
-    assert np.array_equal(augment.six_views_cpu(torch.from_numpy(images)), expected)
+    ours = torch.empty(expected.shape)
+    augment.augment_cpu(torch.from_numpy(images), (), ours)
+    assert np.array_equal(ours, expected)
 
 
 def test_flips(images):
     mirror = np.array([1, 0, 0, 1, 1], np.int32)
     expected = np.stack([np.fliplr(image) if flip else image for image, flip in zip(images, mirror, strict=True)])
     ours = torch.from_numpy(images.copy())
-    augment.flip_cpu(ours, mirror)
+    augment.augment_cpu(ours, (), ours, mirror=mirror)  # in place
     assert np.array_equal(ours, expected)
-    for channels in (1, 3, 4):  # of bytes, too
-        pixels = np.random.default_rng(channels).integers(0, 256, (3, 6, 6, channels), dtype=np.uint8)
-        ours = torch.from_numpy(pixels.copy())
-        augment.flip_cpu(ours, np.array([0, 1, 0]))
-        assert np.array_equal(ours, np.stack([pixels[0], np.fliplr(pixels[1]), pixels[2]]))
 
     def graph(source):
         return augment.mirror(source, fn.external_source(lambda: mirror, batch=True))
     assert np.array_equal(dali_on_cpu(graph, images), expected)
 
 
-@pytest.mark.parametrize("where", ["dali", "cpu", "cpu, in place"])
+@pytest.mark.parametrize("channels", [1, 3, 4])
+@pytest.mark.parametrize("per_channel", [False, True])
+@pytest.mark.parametrize("views", [False, True])
+def test_bytes_are_normalised_flipped_and_viewed_in_one_pass(channels, per_channel, views):
+    rng = np.random.default_rng(channels)
+    pixels = rng.integers(0, 256, (5, 7, 7, channels), dtype=np.uint8)
+    center, scale = rng.uniform(0.01, 200, (2, 5, channels if per_channel else 1)).astype(np.float32)
+    mirror = None if views else np.array([0, 1, 1, 0, 1])
+    expected = (pixels.astype(np.float64) - center[:, None, None]) * scale[:, None, None]
+    if views:
+        expected = np.stack([six_views_numpy(image) for image in expected])
+    else:
+        expected = np.stack([image[:, ::-1] if flip else image for image, flip in zip(expected, mirror, strict=True)])
+    ours = torch.full(expected.shape, torch.nan)
+    augment.augment_cpu(torch.from_numpy(pixels), (torch.from_numpy(center), torch.from_numpy(scale)), ours,
+                        mirror=mirror)
+    assert np.allclose(ours, expected, rtol=1e-6, atol=1e-3)
+
+
+@pytest.mark.parametrize("change", [
+    {"images": torch.zeros(2, 4, 4, 3, dtype=torch.float64)}, {"out": torch.zeros(2, 4, 4, 3, dtype=torch.float64)},
+    {"out": torch.zeros(2, 4, 4, 1)}, {"out": torch.zeros(1, 4, 4, 3)}, {"out": torch.zeros(2, 5, 4, 4, 3)},
+    {"statistics": (torch.zeros(1, 1),) * 2}, {"statistics": (torch.zeros(2, 2),) * 2},
+    {"statistics": (torch.zeros(2, 1), torch.zeros(2, 3))}, {"mirror": np.array([0])}, {"mirror": np.array([0, 2])},
+    {"mirror": np.array([0, -1])}, {"out": torch.zeros(2, 6, 4, 4, 3), "mirror": np.array([0, 1])},
+    {"images": torch.zeros(2, 4, 3, 3), "out": torch.zeros(2, 6, 4, 3, 3)},
+    {"out": torch.zeros(2, 3, 4, 4).permute(0, 2, 3, 1)}, {"images": torch.zeros(2, 3, 4, 4).permute(0, 2, 3, 1)}])
+def test_what_would_be_read_or_written_elsewhere_is_refused(change):
+    good = {"images": torch.zeros(2, 4, 4, 3), "statistics": (), "out": torch.zeros(2, 4, 4, 3), "mirror": None}
+    augment.augment_cpu(**good)
+    with pytest.raises(ValueError, match=r"\(2, 4, [43], 3\)"):
+        augment.augment_cpu(**good | change)
+
+
+@pytest.mark.parametrize("where", ["dali", "cpu"])
 def test_noise_has_its_mean_deviation_and_independence(where):
     images = np.full((64, 16, 16, 3), 5, np.float32)
     if where == "dali":
         noise = dali_on_cpu(lambda x: augment.add_noise(x, 0.15, seed=3), images) - images
     else:
-        generator = torch.Generator().manual_seed(3)
-        ours = torch.from_numpy(images.copy())
-        noisy = augment.add_noise_cpu(ours, 0.15, generator, ours if where == "cpu, in place" else None).numpy()
-        assert np.array_equal(ours, images) == (where == "cpu")
-        noise = noisy - images
+        noise = augment.add_noise_cpu(torch.from_numpy(images), 0.15, key=3).numpy() - images
+        assert (images == 5).all()
     values = noise.size
     assert abs(noise.mean()) < 5 * 0.15 / np.sqrt(values)
     assert abs(noise.std() - 0.15) < 5 * 0.15 / np.sqrt(2 * values)
     between_images = np.corrcoef(noise.reshape(64, -1)) - np.eye(64)
     assert abs(between_images).max() < 6 / np.sqrt(16 * 16 * 3)
     assert scipy.stats.kstest(noise.reshape(-1) / 0.15, "norm").pvalue > 1e-4
+    neighbours = np.corrcoef(noise.reshape(-1)[:-1], noise.reshape(-1)[1:])[0, 1]
+    assert abs(neighbours) < 5 / np.sqrt(values)
+
+
+def test_an_image_s_noise_is_that_of_its_place():
+    """By whoever it is drawn, in whatever portions: and no two places have the same."""
+    zeros = torch.zeros(40, 5, 5, 3)  # 75 values an image, which is no multiple of four
+    whole = augment.add_noise_cpu(zeros, 0.15, key=2**64 - 5, first=2**40)
+    for first, last in ((0, 1), (1, 17), (17, 40)):
+        part = augment.add_noise_cpu(zeros[first:last], 0.15, key=2**64 - 5, first=2**40 + first)
+        assert torch.equal(part, whole[first:last])
+    assert len(whole.flatten(1).unique(dim=0)) == 40
+    assert not torch.equal(whole, augment.add_noise_cpu(zeros, 0.15, key=2**64 - 6, first=2**40))
+
+
+def test_noise_is_looked_up_in_the_quantiles_by_splitmix64():
+    """The generator's published first numbers for the seed 1234567, 16 bits after 16 bits, lowest first."""
+    numbers = [6457827717110365317, 3203168211198807973, 9817491932198370423, 4593380528125082431, 16408922859458223821]
+    draws = [number >> shift & 0xFFFF for number in numbers for shift in (0, 16, 32, 48)]
+    ours = augment.add_noise_cpu(torch.zeros(1, 1, 20, 1), 0.15, key=1234567).flatten()
+    assert np.allclose(ours, 0.15 * scipy.stats.norm.ppf((np.array(draws) + 0.5) / 2**16), rtol=1e-4)
+    following = augment.add_noise_cpu(torch.zeros(1, 1, 4, 1), 0.15, key=1234567, first=4).flatten()
+    assert torch.equal(following, ours[16:])
 
 
 def test_pieces_are_even_and_whole(monkeypatch):
@@ -102,5 +160,4 @@ def test_pieces_are_even_and_whole(monkeypatch):
             assert [i for piece in pieces for i in range(count)[piece]] == list(range(count))
             assert min(sizes) > 0
             assert max(sizes) - min(sizes) <= 1
-            assert len(pieces) % 2 == 0 or len(pieces) == count
-            assert max(sizes) * values <= 1000 or max(sizes) == 1
+            assert len(pieces) == min(count, -(-count * values // 1000))

@@ -1,0 +1,112 @@
+"""What a CPU does to images beside DALI's shift, compiled by Numba: one pass over memory for all that is to be done.
+
+Imported where images are on a CPU only: a GPU needs none of it, and Numba takes a third of a second. The first calls on
+a machine compile, two seconds; what they made is kept beside this file, or with the user's caches.
+"""
+
+from collections.abc import Callable
+
+import numba
+import numpy as np
+
+GAMMA = np.uint64(0x9E3779B97F4A7C15)  # SplitMix64's step
+DRAWS_A_WORD = 4  # 16 bits each
+
+
+def compiled(function: Callable) -> Callable:
+    """Numba's version, which holds no lock of Python's while it works."""
+    try:
+        return numba.njit(function, nogil=True, cache=True)
+    except RuntimeError:  # there is no place that it may be kept at
+        return numba.njit(function, nogil=True)
+
+
+@compiled
+def random_words(key: np.uint64, first: np.uint64, out: np.ndarray) -> None:
+    """Numbers ``first`` and following of the sequence of SplitMix64 (Steele et al. 2014) seeded with ``key``.
+
+    Each is a function of its place in the sequence, so that whoever needs some makes those. ``out`` is uint64 (n,).
+    """
+    for i in range(len(out)):
+        x = key + (first + np.uint64(i + 1)) * GAMMA
+        x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+        x = (x ^ (x >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+        out[i] = x ^ (x >> np.uint64(31))
+
+
+@compiled
+def augment(images: np.ndarray, center: np.ndarray, scale: np.ndarray, table: np.ndarray, key: np.uint64,
+            first: np.uint64, sources: np.ndarray, chosen: np.ndarray, out: np.ndarray) -> None:
+    """Normalise images, add noise, and write their pixels where they go.
+
+    Args:
+        images: (n, P, C), float32 or uint8; P pixels.
+        center: float32 (n, 1 or C), subtracted.
+        scale: like ``center``; multiplies the rest.
+        table: float32 (65536,), equally likely values of the noise; (0,) for none.
+        key: whose random numbers; image ``i`` uses words ``(first + i)·⌈P·C/4⌉`` and following.
+        first: place of the first image.
+        sources: int32 (S, V·P), which pixel of an image goes to each place of the result, in several ways.
+        chosen: integers (n,), each image's way.
+        out: float32 (n, V·P, C).
+    """
+    count, pixels, channels = images.shape
+    values = pixels * channels
+    words = np.empty((values + DRAWS_A_WORD - 1) // DRAWS_A_WORD, np.uint64)
+    draws = words.view(np.uint16)
+    image = np.empty((pixels, channels), np.float32)
+    flat = image.reshape(-1)
+    for n in range(count):
+        taken = images[n].reshape(-1)
+        if center.shape[1] == 1:
+            for i in range(values):
+                flat[i] = (np.float32(taken[i]) - center[n, 0]) * scale[n, 0]
+        else:
+            for i in range(pixels):
+                for c in range(channels):
+                    image[i, c] = (np.float32(taken[i * channels + c]) - center[n, c]) * scale[n, c]
+        if len(table):
+            random_words(key, (first + np.uint64(n)) * np.uint64(len(words)), words)
+            for i in range(values):
+                flat[i] += table[draws[i]]
+        source, written = sources[chosen[n]], out[n].reshape(-1)
+        if channels == 3:  # known, so without a loop in the loop
+            for i in range(len(source)):
+                place = 3 * source[i]
+                written[3 * i] = flat[place]
+                written[3 * i + 1] = flat[place + 1]
+                written[3 * i + 2] = flat[place + 2]
+        else:
+            for i in range(len(source)):
+                for c in range(channels):
+                    written[channels * i + c] = image[source[i], c]
+
+
+@compiled
+def mirror_pad(images: np.ndarray, rows: np.ndarray, columns: np.ndarray, out: np.ndarray) -> None:
+    """Images (n, H, W·C) with a border, into (n, H+2b, (W+2b)·C): row y is their row ``rows[y]``, columns alike."""
+    border, width = (len(columns) - images.shape[2]) // 2, images.shape[2]
+    for n in range(len(images)):
+        for y in range(len(rows)):
+            row = rows[y]
+            for x in range(border):
+                out[n, y, x] = images[n, row, columns[x]]
+                out[n, y, border + width + x] = images[n, row, columns[border + width + x]]
+            for x in range(width):
+                out[n, y, border + x] = images[n, row, x]
+
+
+@compiled
+def gcn_sums(images: np.ndarray, center: np.ndarray, norm: np.ndarray) -> None:
+    """Of each of some images, uint8 (n, D), its mean and the L2 norm of the rest, float32 (n, 1), from exact sums."""
+    for n in range(len(images)):
+        image, total, squares = images[n], 0, 0
+        for i in range(len(image)):
+            value = np.int32(image[i])
+            total += value
+            squares += value * value
+        center[n, 0] = total / len(image)
+        if len(image) * squares == total * total:  # one value: rounding would leave something
+            norm[n, 0] = 0
+        else:
+            norm[n, 0] = np.sqrt(max(0, squares - np.float64(total) * total / len(image)))
