@@ -1,5 +1,6 @@
 """The training step fed by the loader beside the same step on one fixed batch: python -m benchmarks.step."""
 
+import itertools
 import sys
 import time
 from collections.abc import Iterator, Sequence
@@ -23,10 +24,11 @@ from sesemi.model import SesemiModel
 from sesemi.trainer import Trainer
 
 EXAMPLE = """example:
-  python -m benchmarks.step --gpu none --networks one-convolution wrn-10-1 --in-ram
+  python -m benchmarks.step --gpu none --networks one-convolution wrn-10-1 --in-ram --ready
   python -m benchmarks.step --gpu 0 --networks convnet wrn wrn-28-10
 """
 ONE_CONVOLUTION = "one-convolution"
+OTHERS = ("in_ram", "ready")  # what else may feed the step
 STEPS = 10**9  # of the learning-rate schedule: as good as constant
 
 
@@ -47,6 +49,9 @@ def main(argv: Sequence[str] | None = None) -> int:
                         help="the device's peak at this precision, for the utilisation (default: not reported)")
     parser.add_argument("--in-ram", action="store_true",
                         help="feed the step by benchmarks.loader's in_ram, too: no loader is expected to do better")
+    parser.add_argument("--ready", action="store_true",
+                        help="feed the step by one run's batches, made beforehand, too: what another batch costs "
+                             "before anybody has made it")
     parser.add_argument("--seconds", type=float, default=8.0, help="of each turn (default: %(default)s)")
     parser.add_argument("--repeats", type=errors.positive_int, default=5, help="turns of each (default: %(default)s)")
     options = parser.parse_args(argv)
@@ -63,12 +68,13 @@ def main(argv: Sequence[str] | None = None) -> int:
                                       device=device, threads=cpu_cores())
         found[network] = measure(network, loader, task, len(shard_set.classes), precision, device, options)
         loader.close()
+    others = [other for other in OTHERS if getattr(options, other)]
     rows = [(name, f"{one['fed']:.2f}", f"{one['fixed']:.2f}", f"{one['fed_over_fixed']:.3f}",
              f"{one['images_per_second']:,.0f}", f"{one['wait_fraction']:.3f}", f"{one['tflops']:.3f}",
-             *([f"{one['in_ram_over_fixed']:.3f}"] if task else []))
+             *(f"{one[f'{other}_over_fixed']:.3f}" for other in others))
             for name, one in found.items()]
     print(table(rows, ("network", "fed, steps/s", "fixed batch", "fed / fixed", "images/s", "waiting", "TFLOP/s",
-                       *(["fed by in_ram / fixed"] if task else []))))
+                       *(f"{other} / fixed" for other in others))))
     say({**machine(device), "precision": precision, "preprocess": options.preprocess,
          "batch": [6 * options.batch_unlabeled] * 2, "networks": found})
     return 0
@@ -77,20 +83,25 @@ def main(argv: Sequence[str] | None = None) -> int:
 def measure(network: str, loader: SemiSupervisedLoader, task: Task | None, num_classes: int, precision: str,
             device: torch.device, options) -> dict:
     """One network: steps a second fed and fixed, their ratio, and what the step computes; fed by ``in_ram``, too, if
-    there is a task for it.
+    there is a task for it, and by a run's batches that are ready.
 
     The steps take turns on one trainer; time waiting is the share of the fed turns that ``next(loader)`` took.
     """
     trainer = build_trainer(network, num_classes, precision, device)
     unit = loader.steps_per_run  # turns of whole runs, or one would end before what it has asked for is made
-    fixed, *_ = (next(loader) for _ in range(unit))
+    batches = [next(loader) for _ in range(unit)] if options.ready else []
+    fixed = next(loader)
+    for _ in range(1, unit):
+        next(loader)
     with FlopCounterMode(display=False) as counter:
         trainer.train_step(fixed)
     flops = counter.get_total_flops()
     steps = {"fed": partial(_fed_step, trainer, loader), "fixed": partial(trainer.train_step, fixed)}
-    if task is not None:
-        in_ram = rivals.in_ram(task)
-        steps["in_ram"] = lambda: trainer.train_step(next(in_ram))
+    feeds = {"in_ram": rivals.in_ram(task)} if task is not None else {}
+    if options.ready:
+        feeds["ready"] = itertools.cycle(batches)
+    for name, feed in feeds.items():
+        steps[name] = lambda feed=feed: trainer.train_step(next(feed))
     speeds = alternate(steps, device, options.seconds, options.repeats, unit, loader.settle)
     images = len(fixed.labeled.images) + len(fixed.unlabeled.images)
     result = {"fed": round(speeds["fed"], 3), "fixed": round(speeds["fixed"], 3),
@@ -98,8 +109,8 @@ def measure(network: str, loader: SemiSupervisedLoader, task: Task | None, num_c
               "images_per_second": round(speeds["fed"] * images, 1),
               "wait_fraction": round(trainer.waited / trainer.seconds, 4),
               "tflops": round(flops * speeds["fed"] / 1e12, 4)}
-    if task is not None:
-        result["in_ram_over_fixed"] = round(speeds["in_ram"] / speeds["fixed"], 4)
+    for name in feeds:
+        result[f"{name}_over_fixed"] = round(speeds[name] / speeds["fixed"], 4)
     if options.peak_tflops:
         result["model_flop_utilisation"] = round(result["tflops"] / options.peak_tflops, 4)
     return result

@@ -79,9 +79,7 @@ def six_views(images: DataNode) -> DataNode:
 
 @lru_cache
 def _noise_table(deviation: float) -> np.ndarray:
-    """65,536 equally likely values of Gaussian noise, float32: quantiles, scaled to their deviation; none for 0."""
-    if not deviation:
-        return np.empty(0, np.float32)
+    """65,536 equally likely values of Gaussian noise, float32: quantiles, scaled to have that deviation."""
     values = torch.special.ndtri((torch.arange(2**16, dtype=torch.float64) + 0.5) / 2**16)
     return (values * (deviation / values.square().mean().sqrt())).to(torch.float32).numpy()
 

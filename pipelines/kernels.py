@@ -43,7 +43,7 @@ def augment(images: np.ndarray, center: np.ndarray, scale: np.ndarray, table: np
         images: (n, P, C), float32 or uint8; P pixels.
         center: float32 (n, 1 or C), subtracted.
         scale: like ``center``; multiplies the rest.
-        table: float32 (65536,), equally likely values of the noise; (0,) for none.
+        table: float32 (65536,), equally likely values of the noise.
         key: whose random numbers; image ``i`` uses words ``(first + i)·⌈P·C/4⌉`` and following.
         first: place of the first image.
         sources: int32 (S, V·P), which pixel of an image goes to each place of the result, in several ways.
@@ -58,17 +58,16 @@ def augment(images: np.ndarray, center: np.ndarray, scale: np.ndarray, table: np
     flat = image.reshape(-1)
     for n in range(count):
         taken = images[n].reshape(-1)
+        random_words(key, (first + np.uint64(n)) * np.uint64(len(words)), words)
         if center.shape[1] == 1:
+            middle, factor = center[n, 0], scale[n, 0]  # once: for all that is known ``flat`` is the same memory
             for i in range(values):
-                flat[i] = (np.float32(taken[i]) - center[n, 0]) * scale[n, 0]
+                flat[i] = (np.float32(taken[i]) - middle) * factor + table[draws[i]]
         else:
             for i in range(pixels):
                 for c in range(channels):
-                    image[i, c] = (np.float32(taken[i * channels + c]) - center[n, c]) * scale[n, c]
-        if len(table):
-            random_words(key, (first + np.uint64(n)) * np.uint64(len(words)), words)
-            for i in range(values):
-                flat[i] += table[draws[i]]
+                    value = np.float32(taken[i * channels + c])
+                    image[i, c] = (value - center[n, c]) * scale[n, c] + table[draws[i * channels + c]]
         source, written = sources[chosen[n]], out[n].reshape(-1)
         if channels == 3:  # known, so without a loop in the loop
             for i in range(len(source)):

@@ -11,7 +11,7 @@ from torch.utils.tensorboard import SummaryWriter
 from pipelines.errors import DataError
 from pipelines.files import write_atomically
 
-PACKAGES = ("torch", "numpy", "nvidia-dali-cuda120")
+PACKAGES = ("torch", "numpy", "numba", "nvidia-dali-cuda120")
 
 
 class RunFolder:
