@@ -18,6 +18,7 @@ from nvidia.dali.data_node import DataNode
 
 MAX_SHIFT = 2  # pixels on each axis
 NOISE = 0.15  # standard deviation, in whitened units
+NOISE_DRAWN_BY = "SplitMix64, 65536 quantiles"  # on a CPU; a checkpoint of other noise is another stream's
 PIECE_VALUES = 2**20  # augmented at a time on a CPU: few calls, and shares that end together
 VIEWS = 6  # rotations counter-clockwise by 0, 90, 180, 270 degrees (labels 0 to 3), left-right (4), up-down (5)
 
@@ -25,15 +26,23 @@ VIEWS = 6  # rotations counter-clockwise by 0, 90, 180, 270 degrees (labels 0 to
 def mirror_pad(images: torch.Tensor, out: torch.Tensor, by: int = MAX_SHIFT) -> None:
     """Images (n, H, W, C) with a border of ``by`` pixels, mirrored with the edge pixel, into (n, H+2·by, W+2·by, C).
 
-    NumPy calls it ``symmetric``, SciPy ``reflect``.
+    NumPy calls it ``symmetric``, SciPy ``reflect``. ValueError for shapes or types that do not go together.
     """
-    rows, columns = (np.pad(np.arange(size), by, "symmetric") for size in images.shape[1:3])
+    count, height, width, channels = images.shape
+    if out.shape != (count, height + 2 * by, width + 2 * by, channels) or out.dtype != images.dtype:
+        raise ValueError(f"{images.dtype} {tuple(images.shape)} into {out.dtype} {tuple(out.shape)}")
+    rows, columns = (np.pad(np.arange(size), by, "symmetric") for size in (height, width))
     if out.device.type == "cpu":
         from pipelines import kernels  # on a CPU only
-        channels = images.shape[3]
         values = (columns[:, None] * channels + np.arange(channels)).reshape(-1)
         kernels.mirror_pad(images.contiguous().flatten(2).numpy(), rows, values, out.view(*out.shape[:2], -1).numpy())
         return
+    mirror_pad_by_slices(images, out, rows, columns)
+
+
+def mirror_pad_by_slices(images: torch.Tensor, out: torch.Tensor, rows: np.ndarray, columns: np.ndarray) -> None:
+    """What ``mirror_pad`` does on a GPU: ``rows`` and ``columns`` are the images' for each of ``out``."""
+    by = (len(rows) - images.shape[1]) // 2
     inside = slice(by, -by)
     out[:, inside, inside] = images
     for axis, sources in ((1, rows), (2, columns)):
@@ -96,8 +105,8 @@ def _sources(height: int, width: int, views: bool) -> np.ndarray:
 
 
 def even_pieces(count: int, values: int) -> list[slice]:
-    """``count`` images of so many values each in pieces of about PIECE_VALUES, or of one image, as equal as can be."""
-    pieces = min(count, math.ceil(count * values / PIECE_VALUES))
+    """``count`` images in pieces of about PIECE_VALUES, of so many each, or of one image; as equal as can be."""
+    pieces = max(1, min(count, math.ceil(count * values / PIECE_VALUES)))
     bounds = [count * piece // pieces for piece in range(pieces + 1)]
     return [slice(*pair) for pair in pairwise(bounds)]
 
@@ -108,10 +117,10 @@ def augment_cpu(images: torch.Tensor, statistics: Sequence[torch.Tensor], out: t
 
     Args:
         images: (n, H, W, C), float32 and normalised, or uint8.
-        statistics: what ``whitening.normalize`` takes for uint8 images, center and scale; none for others.
-        out: what is wanted, float32: (n, H, W, C), which may be ``images``, or (n, 6, H, W, C) for the six views.
+        statistics: what ``whitening.normalize`` takes for uint8 images, center and scale, float32; none for others.
+        out: what is wanted, float32: (n, H, W, C), which may be ``images`` itself; (n, 6, H, W, C) for the six views.
         mirror: images are flipped left to right where this (n,) is 1; None for nowhere, as for the six views.
-        deviation: of the noise; 0 for none. It is one of 65,536 equally likely values, 4.2 deviations at most.
+        deviation: of the noise; 0 for none. It is one of 65,536 equally likely values, 4.3 deviations at most.
         key: of the noise, 64 bits.
         first: which of the key's noise the first image gets; the next gets the next.
 
@@ -121,19 +130,22 @@ def augment_cpu(images: torch.Tensor, statistics: Sequence[torch.Tensor], out: t
     from pipelines import kernels  # on a CPU only
     count, height, width, channels = images.shape
     views = out.ndim > images.ndim
-    center, scale = (values.numpy() for values in statistics) if statistics else (
+    center, factor = (values.numpy() for values in statistics) if statistics else (
         np.full((count, 1), value, np.float32) for value in (0, 1))
     if (out.shape != (count, *((VIEWS,) if views else ()), height, width, channels) or (views and height != width)
-            or not center.shape == scale.shape in ((count, 1), (count, channels))
+            or not center.shape == factor.shape in ((count, 1), (count, channels))
+            or not center.dtype == factor.dtype == np.float32
             or (mirror is not None and (views or mirror.shape != (count,) or not np.isin(mirror, (0, 1)).all()))
             or images.dtype not in (torch.uint8, torch.float32) or out.dtype != torch.float32
-            or not (images.is_contiguous() and out.is_contiguous())):
-        raise ValueError(f"{images.dtype} {tuple(images.shape)}, statistics {center.shape} and {scale.shape}, mirror "
+            or not (images.is_contiguous() and out.is_contiguous())
+            or (np.may_share_memory(images, out) and (views or images.data_ptr() != out.data_ptr()))):
+        raise ValueError(f"{images.dtype} {tuple(images.shape)}, statistics {center.shape} and {factor.shape}, mirror "
                          f"{mirror}, to {out.dtype} {tuple(out.shape)}")
-    chosen = np.zeros(count, np.int32) if mirror is None else mirror
-    kernels.augment(images.view(count, -1, channels).numpy(), center, scale, _noise_table(deviation), np.uint64(key),
-                    np.uint64(first), _sources(height, width, views), chosen,
-                    out.view(count, -1, channels).numpy())
+    chosen = np.zeros(count, np.int32) if mirror is None else mirror.astype(np.int32)
+    kernels.augment(images.view(count, height * width, channels).numpy(), np.ascontiguousarray(center),
+                    np.ascontiguousarray(factor), _noise_table(deviation), np.uint64(key), np.uint64(first),
+                    _sources(height, width, views), chosen,
+                    out.view(count, math.prod(out.shape[1:-1]), channels).numpy())
 
 
 def add_noise_cpu(images: torch.Tensor, deviation: float, key: int, first: int = 0) -> torch.Tensor:

@@ -1,28 +1,46 @@
 """What a CPU does to images beside DALI's shift, compiled by Numba: one pass over memory for all that is to be done.
 
-Imported where images are on a CPU only: a GPU needs none of it, and Numba takes a third of a second. The first calls on
-a machine compile, two seconds; what they made is kept beside this file, or with the user's caches.
+Imported where images are on a CPU only: a GPU needs none of it, and Numba takes a third of a second. What is compiled,
+a second for each type of image, is kept beside this file, or with the user's caches.
 """
 
+import hashlib
 from collections.abc import Callable
+from functools import lru_cache
+from pathlib import Path
+from types import FunctionType
 
 import numba
 import numpy as np
 
 GAMMA = np.uint64(0x9E3779B97F4A7C15)  # SplitMix64's step
 DRAWS_A_WORD = 4  # 16 bits each
+SIGNATURES = {  # T is the type of the images
+    "_random_words": "void(uint64, uint64, uint64[::1])",
+    "_augment": "void(T[:, :, ::1], float32[:, ::1], float32[:, ::1], float32[::1], uint64, uint64, int32[:, ::1], "
+                "int32[::1], float32[:, :, ::1])",
+    "_mirror_pad": "void(T[:, :, ::1], int64[::1], int64[::1], T[:, :, ::1])",
+    "_gcn_sums": "void(T[:, ::1], float32[:, ::1], float32[:, ::1])"}
+VERSION = hashlib.sha256(Path(__file__).read_bytes() + numba.__version__.encode()).hexdigest()[:12]
 
 
-def compiled(function: Callable) -> Callable:
-    """Numba's version, which holds no lock of Python's while it works."""
+@lru_cache
+def compiled(function: Callable, images: str = "") -> Callable:
+    """Numba's version of a function below for images of that type, which holds no lock of Python's while it works.
+
+    A name of its own for each type and source: in Numba's cache what two processes write at once, or one that dies at
+    it, may be found under the name of another version, and is not checked.
+    """
+    copy = FunctionType(function.__code__, function.__globals__, function.__name__)
+    copy.__qualname__ = f"{function.__name__}-{images}-{VERSION}"
+    signature = SIGNATURES[function.__name__].replace("T[", f"{images}[")
     try:
-        return numba.njit(function, nogil=True, cache=True)
-    except RuntimeError:  # there is no place that it may be kept at
-        return numba.njit(function, nogil=True)
+        return numba.njit(signature, nogil=True, cache=True)(copy)
+    except Exception:  # what is kept is damaged, or there is no place for it: whatever Python raises then
+        return numba.njit(signature, nogil=True)(copy)
 
 
-@compiled
-def random_words(key: np.uint64, first: np.uint64, out: np.ndarray) -> None:
+def _random_words(key: np.uint64, first: np.uint64, out: np.ndarray) -> None:
     """Numbers ``first`` and following of the sequence of SplitMix64 (Steele et al. 2014) seeded with ``key``.
 
     Each is a function of its place in the sequence, so that whoever needs some makes those. ``out`` is uint64 (n,).
@@ -34,7 +52,9 @@ def random_words(key: np.uint64, first: np.uint64, out: np.ndarray) -> None:
         out[i] = x ^ (x >> np.uint64(31))
 
 
-@compiled
+random_words = compiled(_random_words)  # by this name the next one calls it
+
+
 def augment(images: np.ndarray, center: np.ndarray, scale: np.ndarray, table: np.ndarray, key: np.uint64,
             first: np.uint64, sources: np.ndarray, chosen: np.ndarray, out: np.ndarray) -> None:
     """Normalise images, add noise, and write their pixels where they go.
@@ -47,9 +67,13 @@ def augment(images: np.ndarray, center: np.ndarray, scale: np.ndarray, table: np
         key: whose random numbers; image ``i`` uses words ``(first + i)·⌈P·C/4⌉`` and following.
         first: place of the first image.
         sources: int32 (S, V·P), which pixel of an image goes to each place of the result, in several ways.
-        chosen: integers (n,), each image's way.
+        chosen: int32 (n,), each image's way.
         out: float32 (n, V·P, C).
     """
+    compiled(_augment, str(images.dtype))(images, center, scale, table, key, first, sources, chosen, out)
+
+
+def _augment(images, center, scale, table, key, first, sources, chosen, out):
     count, pixels, channels = images.shape
     values = pixels * channels
     words = np.empty((values + DRAWS_A_WORD - 1) // DRAWS_A_WORD, np.uint64)
@@ -81,9 +105,12 @@ def augment(images: np.ndarray, center: np.ndarray, scale: np.ndarray, table: np
                     written[channels * i + c] = image[source[i], c]
 
 
-@compiled
 def mirror_pad(images: np.ndarray, rows: np.ndarray, columns: np.ndarray, out: np.ndarray) -> None:
     """Images (n, H, W·C) with a border, into (n, H+2b, (W+2b)·C): row y is their row ``rows[y]``, columns alike."""
+    compiled(_mirror_pad, str(images.dtype))(images, rows, columns, out)
+
+
+def _mirror_pad(images, rows, columns, out):
     border, width = (len(columns) - images.shape[2]) // 2, images.shape[2]
     for n in range(len(images)):
         for y in range(len(rows)):
@@ -95,9 +122,12 @@ def mirror_pad(images: np.ndarray, rows: np.ndarray, columns: np.ndarray, out: n
                 out[n, y, border + x] = images[n, row, x]
 
 
-@compiled
 def gcn_sums(images: np.ndarray, center: np.ndarray, norm: np.ndarray) -> None:
     """Of each of some images, uint8 (n, D), its mean and the L2 norm of the rest, float32 (n, 1), from exact sums."""
+    compiled(_gcn_sums, str(images.dtype))(images, center, norm)
+
+
+def _gcn_sums(images, center, norm):
     for n in range(len(images)):
         image, total, squares = images[n], 0, 0
         for i in range(len(image)):

@@ -213,7 +213,9 @@ class Stream:
 
     def _identity(self) -> dict:
         orders = [{name: value for name, value in asdict(order).items() if name != "seed"} for order in self.orders]
-        return {"key": list(self._key), "in_graph": self._in_graph, **asdict(self.options), "orders": orders}
+        noise_drawn_by = None if self._in_graph else augment.NOISE_DRAWN_BY
+        return {"key": list(self._key), "in_graph": self._in_graph, "noise_drawn_by": noise_drawn_by,
+                **asdict(self.options), "orders": orders}
 
     def _start(self, step: int, checkpoint: str | None) -> None:
         wait(self._coming)  # the old pipeline may be at work
@@ -286,7 +288,7 @@ class Stream:
                                 mirror=None if mirrors is None else mirrors[piece], deviation=self.options.noise,
                                 key=self._noise_key, first=number * self._run_images + piece.start)
         return out, tuple(self._helpers.submit(work, piece)
-                          for piece in augment.even_pieces(len(images), images[0].numel()))
+                          for piece in augment.even_pieces(len(images), out[0].numel()))
 
     def _gather(self, number: int) -> Pixels:
         """The images of run ``number``, as they go into the pipeline."""

@@ -27,7 +27,7 @@ from pipelines.whitening import Preprocess
 CPU_WINDOW_BYTES = 64 * 2**20
 GPU_WINDOW_BYTES = 2**30
 CACHED_ROWS = 2**17  # of windows' permutations, 16 bytes each
-CHUNK_VALUES = {"cpu": 256 * 3072, "cuda": 4096 * 3072}  # normalised and padded at a time: what is little memory
+CHUNK_VALUES = {"cpu": 256 * 3072, "cuda": 4096 * 3072}  # normalised and padded at a time, for little memory
 
 
 class Pixels(NamedTuple):
@@ -47,9 +47,9 @@ class Pixels(NamedTuple):
 
 
 def default_window_images(image_shape: tuple[int, int, int], device: torch.device) -> int:
-    """Images in a window: 64 MiB of padded float32 on the CPU; on a GPU 1 GiB, or a 16th of a small one.
+    """Images in a window: as many as are 64 MiB of padded float32, on a GPU 1 GiB or a 16th of a small one.
 
-    Where a window holds bytes it takes a quarter of that: the order is the same whatever the preprocessing.
+    Where a window holds bytes it takes a quarter of that or less: the order is the same whatever the preprocessing.
     """
     budget = CPU_WINDOW_BYTES
     if device.type == "cuda":
@@ -69,6 +69,8 @@ def to_device(images: np.ndarray, preprocess: Preprocess | None, out: Pixels, ro
     Chunk by chunk. ``preprocess`` is None for images that are normalised. With ``rows`` (m,), those of the images.
     """
     device = out.images.device
+    if len(out.images) != len(images if rows is None else rows):
+        raise ValueError(f"{len(images)} images, or those rows of them, into {len(out.images)}")
     for chunk in chunks(len(out.images), images[:1].size, device):
         pixels = torch.from_numpy(images[chunk if rows is None else rows[chunk]]).to(device)
         if out.center is not None:
@@ -207,7 +209,7 @@ class Windows:
             return pixels if self._preprocess.scales else self._normalize(pixels)
         with torch.cuda.device(self._device), torch.cuda.stream(self._stream):
             # New tensors each time: the allocator keeps the memory, and knows when the drawing stream is done with it.
-            contents = self._empty(len(pixels))
+            contents = Pixels(*(part[:len(pixels)] for part in self._empty(self._order.largest_window).parts))
             to_device(pixels, self._preprocess, contents)
         self._stream.synchronize()  # this thread waits, so that the drawing one need not
         for part in contents.parts:

@@ -41,8 +41,20 @@ def test_the_border_is_symmetric(images):
 def test_the_border_of_bytes_and_of_images_smaller_than_it(shape):
     images = np.random.default_rng(0).integers(0, 256, (3, *shape), dtype=np.uint8)
     padded = torch.empty(3, shape[0] + 4, shape[1] + 4, shape[2], dtype=torch.uint8)
+    expected = np.pad(images, ((0, 0), (2, 2), (2, 2), (0, 0)), "symmetric")
     augment.mirror_pad(torch.from_numpy(images), padded)
-    assert np.array_equal(padded, np.pad(images, ((0, 0), (2, 2), (2, 2), (0, 0)), "symmetric"))
+    assert np.array_equal(padded, expected)
+    padded.zero_()
+    rows, columns = (np.pad(np.arange(size), 2, "symmetric") for size in shape[:2])
+    augment.mirror_pad_by_slices(torch.from_numpy(images), padded, rows, columns)  # as on a GPU
+    assert np.array_equal(padded, expected)
+
+
+@pytest.mark.parametrize("out", [torch.zeros(2, 7, 8, 3), torch.zeros(1, 8, 8, 3), torch.zeros(2, 8, 8, 1),
+                                 torch.zeros(2, 8, 8, 3, dtype=torch.uint8)])
+def test_a_border_that_does_not_fit_is_refused(out):
+    with pytest.raises(ValueError, match=r"into .*\(\d, \d, 8, \d\)"):
+        augment.mirror_pad(torch.zeros(2, 4, 4, 3), out)
 
 
 def test_all_25_shifts_are_scipy_s(images):
@@ -97,6 +109,9 @@ def test_bytes_are_normalised_flipped_and_viewed_in_one_pass(channels, per_chann
     assert np.allclose(ours, expected, rtol=1e-6, atol=1e-3)
 
 
+SHARED = torch.zeros(3, 4, 4, 3)
+
+
 @pytest.mark.parametrize("change", [
     {"images": torch.zeros(2, 4, 4, 3, dtype=torch.float64)}, {"out": torch.zeros(2, 4, 4, 3, dtype=torch.float64)},
     {"out": torch.zeros(2, 4, 4, 1)}, {"out": torch.zeros(1, 4, 4, 3)}, {"out": torch.zeros(2, 5, 4, 4, 3)},
@@ -104,6 +119,8 @@ def test_bytes_are_normalised_flipped_and_viewed_in_one_pass(channels, per_chann
     {"statistics": (torch.zeros(2, 1), torch.zeros(2, 3))}, {"mirror": np.array([0])}, {"mirror": np.array([0, 2])},
     {"mirror": np.array([0, -1])}, {"out": torch.zeros(2, 6, 4, 4, 3), "mirror": np.array([0, 1])},
     {"images": torch.zeros(2, 4, 3, 3), "out": torch.zeros(2, 6, 4, 3, 3)},
+    {"statistics": (torch.zeros(2, 1, dtype=torch.float64),) * 2},
+    {"images": SHARED[:2], "out": SHARED[1:]}, {"images": SHARED[:2], "out": SHARED.expand(6, 3, 4, 4, 3)[:2]},
     {"out": torch.zeros(2, 3, 4, 4).permute(0, 2, 3, 1)}, {"images": torch.zeros(2, 3, 4, 4).permute(0, 2, 3, 1)}])
 def test_what_would_be_read_or_written_elsewhere_is_refused(change):
     good = {"images": torch.zeros(2, 4, 4, 3), "statistics": (), "out": torch.zeros(2, 4, 4, 3), "mirror": None}
@@ -141,14 +158,32 @@ def test_an_image_s_noise_is_that_of_its_place():
     assert not torch.equal(whole, augment.add_noise_cpu(zeros, 0.15, key=2**64 - 6, first=2**40))
 
 
+def splitmix64(seed: int, count: int) -> list[int]:
+    """The generator as Steele, Lea and Flood wrote it down, one number after another."""
+    numbers = []
+    for _ in range(count):
+        seed = (seed + 0x9E3779B97F4A7C15) % 2**64
+        z = (seed ^ seed >> 30) * 0xBF58476D1CE4E5B9 % 2**64
+        z = (z ^ z >> 27) * 0x94D049BB133111EB % 2**64
+        numbers.append(z ^ z >> 31)
+    return numbers
+
+
 def test_noise_is_looked_up_in_the_quantiles_by_splitmix64():
-    """The generator's published first numbers for the seed 1234567, 16 bits after 16 bits, lowest first."""
-    numbers = [6457827717110365317, 3203168211198807973, 9817491932198370423, 4593380528125082431, 16408922859458223821]
-    draws = [number >> shift & 0xFFFF for number in numbers for shift in (0, 16, 32, 48)]
-    ours = augment.add_noise_cpu(torch.zeros(1, 1, 20, 1), 0.15, key=1234567).flatten()
-    assert np.allclose(ours, 0.15 * scipy.stats.norm.ppf((np.array(draws) + 0.5) / 2**16), rtol=1e-4)
-    following = augment.add_noise_cpu(torch.zeros(1, 1, 4, 1), 0.15, key=1234567, first=4).flatten()
-    assert torch.equal(following, ours[16:])
+    """16 bits after 16 bits, lowest first; every image begins with a number of its own."""
+    numbers = splitmix64(1234567, 3 * 19)  # images of 75 values take 19 numbers
+    assert numbers[:5] == [6457827717110365317, 3203168211198807973, 9817491932198370423, 4593380528125082431,
+                           16408922859458223821]  # published
+    draws = np.array([[number >> shift & 0xFFFF for number in numbers[19 * i:19 * i + 19] for shift in (0, 16, 32, 48)]
+                      for i in range(3)])[:, :75]
+    ours = augment.add_noise_cpu(torch.zeros(3, 5, 5, 3), 0.15, key=1234567).flatten(1)
+    assert np.allclose(ours, 0.15 * scipy.stats.norm.ppf((draws + 0.5) / 2**16), rtol=1e-4)
+
+
+def test_the_quantiles_have_their_deviation():
+    table = augment._noise_table(0.15).astype(np.float64)
+    assert abs(table.mean()) < 1e-9
+    assert abs(table.std() - 0.15) < 1e-8
 
 
 def test_pieces_are_even_and_whole(monkeypatch):

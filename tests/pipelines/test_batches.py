@@ -162,7 +162,7 @@ def undo_views(images: torch.Tensor) -> torch.Tensor:
 
 @pytest.mark.parametrize("in_graph", [False, True])
 def test_noise_is_fresh_and_shared_by_the_views(toy, in_graph):
-    """Both ways of making noise and views: PyTorch's, and DALI's as on the GPU (here on its CPU backend)."""
+    """Both ways of making noise and views: what is compiled, and DALI's as on the GPU (here on its CPU backend)."""
     shard_set, _, _ = toy
     preprocess = prepare("gcn", [shard_set])
 

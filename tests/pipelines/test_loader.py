@@ -6,12 +6,13 @@ import numpy as np
 import pytest
 import torch
 
+from pipelines.evaluation import EvaluationLoader
 from pipelines.graphs import StreamOptions
-from pipelines.loader import UNLABELED, SemiSupervisedLoader, Stream, default_block_images
+from pipelines.loader import LABELED, UNLABELED, SemiSupervisedLoader, Stream, default_block_images
 from pipelines.sampling import Order
 from pipelines.shards import Subset
 from pipelines.threads import background_thread
-from pipelines.whitening import Preprocess
+from pipelines.whitening import KINDS, Preprocess, prepare
 from pipelines.windows import default_window_images
 from tests.conftest import random_images, write_set
 
@@ -51,8 +52,18 @@ def test_resumes_to_the_bit(small_set, steps, in_graph):
     other.close()
 
 
+def test_a_checkpoint_of_other_noise_is_refused(small_set):
+    one = stream(small_set)
+    state = one.state_dict()
+    for other in ({name: value for name, value in state.items() if name != "noise_drawn_by"},
+                  state | {"noise_drawn_by": 589824}):
+        with pytest.raises(ValueError, match="noise_drawn_by"):
+            one.load_state_dict(other)
+    one.close()
+
+
 def test_large_images_resume_to_the_bit_past_the_first_window(tmp_path):
-    """Of 600 pixels, a chunk of a window is one image; by one thread or by several, the result is the same."""
+    """Of 600 pixels, a chunk and a piece are one image; by one thread or by several, the result is the same."""
     images = random_images(12, 600)
     large = write_set(tmp_path / "large", images, shard_bytes=2**23)
 
@@ -168,7 +179,7 @@ def test_a_run_that_was_asked_for_twice_is_refused(small_set, monkeypatch, in_gr
 
 
 def test_what_dali_has_delivered_stays_as_it_is(small_set):
-    one = stream(small_set)  # of views: nobody flips the bytes where they lie
+    one = stream(small_set)
     take(one, 1)
     shifted = one._shifting.result().images
     before = shifted.clone()
@@ -257,13 +268,43 @@ def test_a_stream_that_was_interrupted_goes_on_where_it_was(small_set, monkeypat
     other.close()
 
 
-def test_batches_do_not_depend_on_threads(small_set):
-    feeds = [SemiSupervisedLoader(small_set, [small_set], PREPROCESS, batch_unlabeled=4, threads=threads)
-             for threads in (1, 3)]
-    for one, other in zip(*(take(feed, 20) for feed in feeds), strict=True):
-        assert equal([one.labeled, one.unlabeled], [other.labeled, other.unlabeled])
-    for feed in feeds:
-        feed.close()
+@pytest.mark.parametrize("kind", KINDS)
+def test_batches_do_not_depend_on_threads_pieces_or_chunks(small_set, monkeypatch, kind):
+    preprocess = prepare(kind, [small_set], progress=False)
+
+    def feed(threads: int) -> list:
+        loader = SemiSupervisedLoader(small_set, [small_set], preprocess, batch_unlabeled=4, threads=threads)
+        batches = take(loader, 20)
+        loader.close()
+        return [examples for batch in batches for examples in batch]
+    whole = feed(1)
+    monkeypatch.setattr("pipelines.augment.PIECE_VALUES", 8 * 8 * 3 * 5)
+    monkeypatch.setattr("pipelines.windows.CHUNK_VALUES", {"cpu": 8 * 8 * 3 * 7})
+    for threads in (1, 3):
+        for one, other in zip(whole, feed(threads), strict=True):
+            assert torch.equal(one.labels, other.labels)
+            # a product of other matrices is rounded otherwise
+            assert torch.allclose(one.images, other.images, atol=1e-4 if kind == "zca" else 0, rtol=0)
+
+
+def test_no_noise_is_drawn_twice(small_set, monkeypatch):
+    """By no image, stream or seed, nor in the evaluation: 192 values each, any two of which are independent."""
+    monkeypatch.setattr("pipelines.augment.PIECE_VALUES", 8 * 8 * 3 * 15)
+    drawn = []
+    for seed in (0, 1):
+        for which in (LABELED, UNLABELED):
+            plain, noisy = (Stream([small_set], PREPROCESS, StreamOptions(
+                10, views=which == UNLABELED, flip=False, noise=noise, window_images=64, steps_per_run=4), seed=seed,
+                which=which, device=torch.device("cpu")) for noise in (0, 0.15))
+            drawn += [next(noisy).images[::6] - next(plain).images[::6] for _ in range(9)]
+            plain.close()
+            noisy.close()
+        for views, _ in EvaluationLoader(small_set, PREPROCESS, flip=True, seed=seed):
+            image, jittered, noisy, noisy_jittered = views.unflatten(0, (-1, 8))[:20, :4].unbind(1)
+            drawn += [noisy - image, noisy_jittered - jittered]
+    rows = torch.cat([noise.flatten(1) for noise in drawn])
+    assert len(rows) > 300
+    assert (torch.corrcoef(rows) - torch.eye(len(rows))).abs().max() < 6.5 / rows.shape[1] ** 0.5
 
 
 def test_streams_and_seeds_are_independent(small_set):
