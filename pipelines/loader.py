@@ -172,6 +172,8 @@ class Stream:
             part.result()
         for windows in self._windows:
             windows.wait_for_helpers()  # beside a step their work would cost more
+        if self._shifting and not any(windows.loading for windows in self._windows):
+            wait([self._shifting])  # and this, unless it waits for a disk
         self._run = run
         self._coming.popleft()
         self._ask(RUNS_AHEAD[self._device.type])

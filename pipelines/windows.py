@@ -9,6 +9,7 @@ and stays.
 """
 
 import math
+from collections.abc import Callable, Iterable
 from concurrent.futures import Executor, Future, wait
 from functools import lru_cache
 from itertools import groupby
@@ -63,21 +64,26 @@ def padded_shape(count: int, image_shape: tuple[int, int, int]) -> tuple[int, in
     return count, height + 2 * MAX_SHIFT, width + 2 * MAX_SHIFT, channels
 
 
-def to_device(images: np.ndarray, preprocess: Preprocess | None, out: Pixels, rows: np.ndarray | None = None) -> None:
+def to_device(images: np.ndarray, preprocess: Preprocess | None, out: Pixels, rows: np.ndarray | None = None,
+              run: Callable[[Callable, Iterable[slice]], Iterable] = map) -> None:
     """Mirror-pad images, uint8 (n, H, W, C), into ``out``: normalised where it is float32, else with their statistics.
 
-    Chunk by chunk. ``preprocess`` is None for images that are normalised. With ``rows`` (m,), those of the images.
+    ``preprocess`` is None for images that are normalised. With ``rows`` (m,), those of the images. Chunk by chunk:
+    ``run`` maps the work over the chunks, on several threads perhaps.
     """
     device = out.images.device
     if len(out.images) != len(images if rows is None else rows):
         raise ValueError(f"{len(images)} images, or those rows of them, into {len(out.images)}")
-    for chunk in chunks(len(out.images), images[:1].size, device):
+
+    def work(chunk: slice) -> None:
         pixels = torch.from_numpy(images[chunk if rows is None else rows[chunk]]).to(device)
         if out.center is not None:
             out.center[chunk], out.scale[chunk] = preprocess.statistics(pixels)
         elif preprocess is not None:
             pixels = preprocess(pixels)
         mirror_pad(pixels, out.images[chunk])
+    for _ in run(work, chunks(len(out.images), images[:1].size, device)):
+        pass
 
 
 def chunks(count: int, values: int, device: torch.device) -> list[slice]:
@@ -103,7 +109,7 @@ class Windows:
         source: where images are read.
         order: which image each stream position is.
         preprocess: normalisation, on ``device``; what is gathered is normalised already if it mixes pixels.
-        helpers: threads for ZCA on a CPU; None for the thread that reads.
+        helpers: threads for ZCA and for padding on a CPU; None for those that load and draw.
     """
 
     def __init__(self, source: ImageSource, order: Order, preprocess: Preprocess, device: torch.device,
@@ -148,6 +154,11 @@ class Windows:
         """Wait for their work on what has been read; not for a disk."""
         for chunk in self._chunks:
             chunk.exception()
+
+    @property
+    def loading(self) -> bool:
+        """Whether a window is on its way."""
+        return not all(window.done() for window in list(self._contents.values()))
 
     def settle(self) -> None:
         """Wait for the windows that are being loaded."""
@@ -194,7 +205,8 @@ class Windows:
     def _draw(self, window: np.ndarray | Pixels, rows: np.ndarray, out: Pixels) -> None:
         """Those images of a loaded window, padded."""
         if isinstance(window, np.ndarray):
-            to_device(window, self._preprocess if self._preprocess.scales else None, out, rows)
+            to_device(window, self._preprocess if self._preprocess.scales else None, out, rows,
+                      self._helpers.map if self._helpers else map)
             return
         rows = upload(rows, self._device)
         for values, result in zip(window.parts, out.parts, strict=True):
