@@ -89,10 +89,8 @@ def measure(network: str, loader: SemiSupervisedLoader, task: Task | None, num_c
     """
     trainer = build_trainer(network, num_classes, precision, device)
     unit = loader.steps_per_run  # turns of whole runs, or one would end before what it has asked for is made
-    batches = [next(loader) for _ in range(unit)] if options.ready else []
-    fixed = next(loader)
-    for _ in range(1, unit):
-        next(loader)
+    batches = [next(loader) for _ in range(unit)]  # one run's, whose memory the first would keep anyway
+    fixed = batches[0]
     with FlopCounterMode(display=False) as counter:
         trainer.train_step(fixed)
     flops = counter.get_total_flops()

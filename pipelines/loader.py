@@ -97,7 +97,7 @@ class Stream:
         seed: of order, shifts, flips and noise.
         which: LABELED or UNLABELED, so that streams of one seed differ.
         device: where batches arrive; the CPU or one GPU.
-        helpers: threads for all but reading, gathering and the shift on a CPU; None for one of the stream's own.
+        helpers: threads for all but reading and the shift on a CPU; None for one of the stream's own.
         in_graph: what follows the shift by DALI (the GPU's way), not its twins; None for what the device does best.
 
     Iterating yields Examples: (batch, C, H, W) and labels, or with views (6·batch, C, H, W), image by image,
@@ -336,8 +336,7 @@ class SemiSupervisedLoader:
         seed: of everything random.
         device: the CPU or one GPU.
         noise: standard deviation; 0 for none.
-        threads: for all but reading, gathering and the shift on a CPU, one a core at best; batches do not depend on how
-            many.
+        threads: for all but reading and the shift on a CPU, one a core at best; batches do not depend on how many.
         window_images: see StreamOptions.
     """
 
