@@ -1,5 +1,6 @@
 """The training step fed by the loader beside the same step on one fixed batch: python -m benchmarks.step."""
 
+import argparse
 import itertools
 import sys
 import time
@@ -45,6 +46,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--batch-unlabeled", type=errors.positive_int, default=16, metavar="B",
                         help="default: %(default)s")
     parser.add_argument("--precision", choices=PRECISIONS, help="default: bf16 or fp16 on a GPU, fp32 on a CPU")
+    parser.add_argument("--cuda-graph", action=argparse.BooleanOptionalAction, default=True,
+                        help="on a GPU, replay the step as one CUDA graph, as training does (default: yes)")
     parser.add_argument("--peak-tflops", type=float, metavar="T",
                         help="the device's peak at this precision, for the utilisation (default: not reported)")
     parser.add_argument("--in-ram", action="store_true",
@@ -75,8 +78,8 @@ def main(argv: Sequence[str] | None = None) -> int:
             for name, one in found.items()]
     print(table(rows, ("network", "fed, steps/s", "fixed batch", "fed / fixed", "images/s", "waiting", "TFLOP/s",
                        *(f"{other} / fixed" for other in others))))
-    say({**machine(device), "precision": precision, "preprocess": options.preprocess,
-         "batch": [6 * options.batch_unlabeled] * 2, "networks": found})
+    say({**machine(device), "precision": precision, "cuda_graph": options.cuda_graph and device.type == "cuda",
+         "preprocess": options.preprocess, "batch": [6 * options.batch_unlabeled] * 2, "networks": found})
     return 0
 
 
@@ -87,7 +90,7 @@ def measure(network: str, loader: SemiSupervisedLoader, task: Task | None, num_c
 
     The steps take turns on one trainer; time waiting is the share of the fed turns that ``next(loader)`` took.
     """
-    trainer = build_trainer(network, num_classes, precision, device)
+    trainer = build_trainer(network, num_classes, precision, device, options.cuda_graph)
     unit = loader.steps_per_run  # turns of whole runs, or one would end before what it has asked for is made
     batches = [next(loader) for _ in range(unit)]  # one run's, whose memory the first would keep anyway
     fixed = batches[0]
@@ -122,13 +125,14 @@ def _fed_step(trainer: Trainer, loader: Iterator[Batch]) -> None:
     trainer.seconds += time.perf_counter() - start
 
 
-def build_trainer(network: str, num_classes: int, precision: str, device: torch.device) -> Trainer:
+def build_trainer(network: str, num_classes: int, precision: str, device: torch.device, cuda_graph: bool) -> Trainer:
     """The product's trainer, around a network or around the least one there can be."""
     model = SesemiModel("wrn-10-1" if network == ONE_CONVOLUTION else network, num_classes)
     if network == ONE_CONVOLUTION:
         model.trunk = nn.Conv2d(3, model.trunk.out_channels, 3, padding=1)
     model = model.to(device, memory_format=torch.channels_last)
-    return Trainer(model, steps=STEPS, base_lr=0.01, dtype=PRECISIONS[precision], log_every=STEPS)
+    return Trainer(model, steps=STEPS, base_lr=0.01, dtype=PRECISIONS[precision], cuda_graph=cuda_graph,
+                   log_every=STEPS)
 
 
 if __name__ == "__main__":

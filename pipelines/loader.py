@@ -343,7 +343,7 @@ class SemiSupervisedLoader:
     def __init__(self, labeled: ShardSet | Subset, unlabeled: Sequence[ShardSet | Subset], preprocess: Preprocess, *,
                  batch_unlabeled: int = 16, flip: bool = True, seed: int = 0, device: torch.device | str = "cpu",
                  noise: float = NOISE, threads: int = 1, window_images: int | None = None):
-        device = torch.device(device)
+        device = with_index(torch.device(device))
         self._helpers = background_thread("augment", device, threads)
         common = {"seed": seed, "device": device, "helpers": self._helpers}
         self.labeled = Stream([labeled], preprocess, StreamOptions(

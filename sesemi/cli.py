@@ -59,6 +59,8 @@ def build_parser() -> Parser:
     lines("--lr", type=float, metavar="RATE", help=f"of the first step (default: {Config.lr})")
     lines("--precision", choices=PRECISIONS,
           help="default: bf16 where the GPU has it, else fp16; fp32 on a CPU")
+    lines("--cuda-graph", action=argparse.BooleanOptionalAction,
+          help="on a GPU, replay the step as one CUDA graph instead of launching its kernels one by one (default: yes)")
     lines("--seed", type=errors.non_negative_int, metavar="N",
           help="of everything random but the choice of labels (default: 0)")
     lines("--data", metavar="PATH", help=f"folder of the prepared sets (default: {Config.data})")

@@ -18,7 +18,7 @@ from sesemi.presets import preset_for
 METHODS = ("sesemi", "asl", "supervised")
 PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 PREPROCESS = ("zca", "gcn", "standardize")
-CHANGEABLE = {"run", "log_every", "checkpoint_every", "keep"}  # what a resumed run may change, and which GPU
+CHANGEABLE = {"run", "cuda_graph", "log_every", "checkpoint_every", "keep"}  # by a resumed run; and which GPU
 ZCA_PIXELS = 48  # the covariance of 48×48 RGB takes 0.4 GB, that of 96×96 takes 6
 
 
@@ -35,6 +35,7 @@ class Config:
         steps: length of the run and of the learning-rate schedule; None for ``epochs`` · ``steps_per_epoch``.
         batch_unlabeled: unlabeled images B a step; 6B views of them and 6B labeled images.
         device: ``cpu`` or ``cuda:N``.
+        cuda_graph: on a GPU, replay the training step as one CUDA graph.
         keep: checkpoints to keep: the newest, and those before it in case it gets damaged.
         eval_every: steps between evaluations; 0 for at the end only.
         eval_images: test images evaluated, a fixed class-balanced sample; None for all.
@@ -58,6 +59,7 @@ class Config:
     precision: str | None = None
     seed: int = 0
     device: str | None = None
+    cuda_graph: bool = True
     data: str = "shards"
     run: str | None = None
     log_every: int = 50

@@ -79,7 +79,7 @@ def _train(config: Config, folder: RunFolder, preprocess: Preprocess, sets: dict
     stack.callback(loader.close)
     model = build_model(config, classes, train_set.image_shape[2])
     trainer = Trainer(model, steps=config.steps, base_lr=config.lr, dtype=PRECISIONS[config.precision],
-                      log_every=config.log_every)
+                      cuda_graph=config.cuda_graph, log_every=config.log_every)
     evaluation = evaluation_loader(config, preprocess, sets["test"])
     latest = {"step": 0}
     fingerprints = {name: one.fingerprint for name, one in sets.items()}

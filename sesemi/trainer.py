@@ -12,6 +12,7 @@ import torch
 
 from pipelines.errors import DataError
 from pipelines.loader import Batch
+from sesemi.cudagraph import GraphedStep
 from sesemi.model import SesemiModel
 from sesemi.objective import sesemi_loss
 from sesemi.schedule import build_optimizer, learning_rate
@@ -42,17 +43,20 @@ class Trainer:
         steps: length of the run and of the learning-rate schedule.
         base_lr: learning rate of the first step.
         dtype: of the forward pass; float16 scales the gradients.
+        cuda_graph: on a GPU, replay the step as one CUDA graph; see ``sesemi.cudagraph``.
         log_every: steps between calls of ``on_log``.
         on_log: called with a TrainLine.
         after_step: called with the number of steps done, after each; the place for evaluation and checkpoints.
     """
 
     def __init__(self, model: SesemiModel, *, steps: int, base_lr: float, dtype: torch.dtype = torch.float32,
-                 log_every: int = 50, on_log: Callable[[TrainLine], object] = lambda line: None,
+                 cuda_graph: bool = False, log_every: int = 50,
+                 on_log: Callable[[TrainLine], object] = lambda line: None,
                  after_step: Callable[[int], object] = lambda step: None):
         self.model, self.steps, self.base_lr = model, steps, base_lr
         self.device = next(model.parameters()).device
-        self.optimizer = build_optimizer(model, base_lr)
+        self.rate = torch.tensor(base_lr, device=self.device)  # a tensor: a recorded step reads the new value
+        self.optimizer = build_optimizer(model, self.rate)
         self.autocast = torch.autocast(self.device.type, dtype, enabled=dtype != torch.float32)
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=dtype == torch.float16)
         self.step = 0
@@ -64,6 +68,10 @@ class Trainer:
         self._sums = torch.zeros(3, device=self.device)  # class loss, proxy loss, proxy accuracy since the last line
         self._since = (0, 0, 0.0, 0.0)  # step, images, seconds, waited at the last line
         self._stop = False
+        self._graphed = cuda_graph and self.device.type == "cuda"
+        self._run_step = self._new_run_step()
+        if self.device.type == "cuda":
+            torch.backends.cudnn.benchmark = True  # shapes stay the same, so it pays to try cuDNN's algorithms once
 
     def train(self, batches: Iterable[Batch]) -> bool:
         """Train to the last step, or until ``stop``; returns whether the last step was reached."""
@@ -82,8 +90,13 @@ class Trainer:
 
     def train_step(self, batch: Batch) -> None:
         """One step of the method on one batch; nothing in it waits for the device."""
-        for group in self.optimizer.param_groups:
-            group["lr"] = learning_rate(self.step, self.steps, self.base_lr)
+        self.rate.fill_(learning_rate(self.step, self.steps, self.base_lr))
+        self._run_step(batch)
+        self.images += len(batch.labeled.images) + (0 if batch.unlabeled is None else len(batch.unlabeled.images))
+        self._has_proxy = batch.unlabeled is not None
+
+    def _update(self, batch: Batch) -> None:
+        """Forward, loss, backward, update. All that changes is a tensor and stays where it is, for the CUDA graph."""
         labeled, unlabeled = batch
         with self.autocast:
             class_logits, proxy_logits = self.model(labeled.images, unlabeled and unlabeled.images)
@@ -98,8 +111,9 @@ class Trainer:
         if unlabeled is not None:
             correct = (proxy_logits.detach().argmax(dim=1) == unlabeled.labels).float().mean()
         self._sums += torch.stack([class_loss.detach(), proxy_loss.detach(), correct])
-        self.images += len(labeled.images) + (0 if unlabeled is None else len(unlabeled.images))
-        self._has_proxy = unlabeled is not None
+
+    def _new_run_step(self) -> Callable[[Batch], None]:
+        return GraphedStep(self._update, self.device) if self._graphed else self._update
 
     def stop(self) -> None:
         """Leave ``train`` after the step under way. May be called from a signal handler."""
@@ -119,10 +133,14 @@ class Trainer:
         """Go on where ``state_dict`` was taken."""
         self.model.load_state_dict(state["model"])
         self.optimizer.load_state_dict(state["optimizer"])
+        for group in self.optimizer.param_groups:
+            group["lr"] = self.rate
         self.scaler.load_state_dict(state["scaler"])
         self.step, self.images = state["step"], state["images"]
         self.seconds, self.waited = state["seconds"], state["waited"]
-        self._sums, self._since = state["sums"].to(self.device), tuple(state["since"])
+        self._sums.copy_(state["sums"])
+        self._since = tuple(state["since"])
+        self._run_step = self._new_run_step()  # what was recorded knows the optimiser's tensors of before
 
     def _log(self) -> None:
         start = time.perf_counter()
@@ -133,13 +151,16 @@ class Trainer:
         steps, images, seconds, waited = (b - a for a, b in zip(self._since, now, strict=True))
         class_loss, proxy_loss, accuracy = (value / steps for value in sums)
         self._since = now
-        self._sums = torch.zeros_like(self._sums)
-        self.on_log(TrainLine(self.step, self.optimizer.param_groups[0]["lr"], class_loss,
+        self._sums.zero_()
+        self.on_log(TrainLine(self.step, self._last_rate, class_loss,
                                proxy_loss if self._has_proxy else None, accuracy if self._has_proxy else None,
                                images / seconds, waited / seconds))
 
+    @property
+    def _last_rate(self) -> float:
+        return learning_rate(max(0, self.step - 1), self.steps, self.base_lr)
+
     def _check_finite(self, sums: list[float]) -> None:
         if not all(map(math.isfinite, sums)):
-            rate = self.optimizer.param_groups[0]["lr"]
-            raise DataError(f"the loss is no longer finite at step {self.step} (learning rate {rate:.3g}); "
+            raise DataError(f"the loss is no longer finite at step {self.step} (learning rate {self._last_rate:.3g}); "
                             f"try a lower --lr, or --precision fp32; the last checkpoint is untouched")

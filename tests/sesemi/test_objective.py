@@ -57,12 +57,12 @@ def test_three_steps_of_sgd_by_hand():
     with torch.no_grad():
         layer.weight.fill_(2.0)
         layer.bias.fill_(1.0)
-    optimizer = build_optimizer(layer, 0.05)
+    current = torch.tensor(0.05)
+    optimizer = build_optimizer(layer, current)
     value, velocity = [2.0, 1.0], [0.0, 0.0]
     for step in range(3):
         rate = learning_rate(step, 3, 0.05)
-        for group in optimizer.param_groups:
-            group["lr"] = rate
+        current.fill_(rate)
         optimizer.zero_grad()
         (layer(torch.tensor([[3.0]])) ** 2).sum().backward()
         optimizer.step()
@@ -77,7 +77,7 @@ def test_three_steps_of_sgd_by_hand():
 
 def test_weight_decay_is_on_kernels_alone():
     model = SesemiModel("wrn-10-1", 10)
-    decayed, free = build_optimizer(model, 0.05).param_groups
+    decayed, free = build_optimizer(model, torch.tensor(0.05)).param_groups
     assert (decayed["weight_decay"], free["weight_decay"]) == (0.001, 0.0)
     kernels = [layer.weight for layer in model.modules() if isinstance(layer, nn.Conv2d | nn.Linear)]
     assert {id(p) for p in decayed["params"]} == {id(p) for p in kernels}

@@ -131,6 +131,38 @@ def test_float16_scales_gradients_and_skips_an_overflow():
     assert all(torch.equal(after[name], before[name]) for name, _ in trainer.model.named_parameters())
 
 
+@pytest.mark.parametrize("overflows", [{0}, {1}, {0, 1}])
+def test_float16_goes_on_after_an_overflow_as_if_it_had_not_been(overflows):
+    """Against a run that never saw those batches, whose scale is halved instead. (PyTorch's own momentum
+    begins as undefined memory, which an overflow in the first step leaves undefined.)"""
+    data = batches(6)
+    for number in overflows:
+        data[number].labeled.images.mul_(1e30)  # inf in float16, so no gradient is finite
+    runs = []
+    for drop in (False, True):
+        trainer = build(dtype=torch.float16)
+        for layer in trainer.model.modules():
+            if isinstance(layer, nn.BatchNorm2d):
+                layer.momentum = 0.0  # running statistics do see the overflow
+        trainer.scaler = torch.amp.GradScaler("cpu", init_scale=2.0**8)
+        trainer.scaler.scale(torch.zeros(1))  # has it make its tensors
+        for number, batch in enumerate(data):
+            torch.manual_seed(number)  # dropout
+            if drop and number in overflows:
+                trainer.scaler.update(trainer.scaler.get_scale() / 2)
+            else:
+                trainer.step = number
+                trainer.train_step(batch)
+        runs.append(trainer)
+    assert runs[0].scaler.get_scale() == runs[1].scaler.get_scale()
+    for (name, one), other in zip(runs[0].model.named_parameters(), runs[1].model.parameters(), strict=True):
+        assert one.isfinite().all(), name
+        assert torch.equal(one, other), name
+    for parameter, other in zip(runs[0].model.parameters(), runs[1].model.parameters(), strict=True):
+        assert torch.equal(runs[0].optimizer.state[parameter]["momentum_buffer"],
+                           runs[1].optimizer.state[other]["momentum_buffer"])
+
+
 @pytest.mark.parametrize("log_every", [1, 100])
 def test_a_loss_that_is_not_finite_stops_the_run(log_every):
     trainer = build(log_every=log_every)

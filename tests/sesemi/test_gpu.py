@@ -1,0 +1,161 @@
+"""What only a GPU can show of training: mixed precision, the CUDA graph beside eager steps, going on, evaluation."""
+
+import itertools
+
+import pytest
+import torch
+
+from pipelines.loader import Batch, Examples, SemiSupervisedLoader
+from pipelines.whitening import prepare
+from sesemi.model import SesemiModel
+from sesemi.trainer import Trainer
+
+pytestmark = pytest.mark.gpu
+DTYPES = [torch.float32, torch.bfloat16, torch.float16]
+
+
+def on_gpu(count: int, size: int = 24) -> list[Batch]:
+    """Batches on the GPU, channels-last, whose class is their brightness."""
+    random = torch.Generator("cuda").manual_seed(0)
+    out = []
+    for _ in range(count):
+        images, views = (torch.randn(size, 16, 16, 3, generator=random, device="cuda").permute(0, 3, 1, 2)
+                         for _ in range(2))
+        labels = torch.arange(size, device="cuda") % 2
+        out.append(Batch(Examples(images + labels[:, None, None, None], labels),
+                         Examples(views, torch.arange(size, device="cuda") % 6)))
+    return out
+
+
+def build(network="convnet", classes=2, **options) -> Trainer:
+    torch.manual_seed(0)
+    model = SesemiModel(network, classes).to("cuda", memory_format=torch.channels_last)
+    return Trainer(model, **{"steps": 1000, "base_lr": 0.02, **options})
+
+
+def losses(trainer: Trainer, batches) -> torch.Tensor:
+    """Class and proxy loss of each step, (steps, 2)."""
+    found = []
+    for batch in batches:
+        before = trainer._sums.clone()
+        trainer.train_step(batch)
+        trainer.step += 1
+        found.append((trainer._sums - before)[:2])
+    return torch.stack(found).cpu()
+
+
+@pytest.mark.parametrize("cuda_graph", [False, True])
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_loss_falls_and_all_stays_finite(dtype, cuda_graph):
+    trainer = build(dtype=dtype, cuda_graph=cuda_graph)
+    found = losses(trainer, itertools.islice(itertools.cycle(on_gpu(4)), 60))
+    assert found[-8:, 0].mean() < found[:8, 0].mean() / 2
+    assert all(value.isfinite().all() for value in trainer.model.state_dict().values())
+
+
+@pytest.mark.parametrize("network", ["convnet", "wrn-10-1", "nin"])
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_the_graph_makes_the_steps_that_eager_mode_makes(network, dtype):
+    """Dropout, a learning rate that falls fast, gradient scaling included; equal but for convolutions' rounding."""
+    batches = on_gpu(12)
+    eager, graphed = (losses(build(network, dtype=dtype, cuda_graph=graph, steps=12), batches)
+                      for graph in (False, True))
+    assert torch.allclose(graphed, eager, rtol=0.02 if dtype == torch.float32 else 0.1, atol=0.02)
+    assert not torch.equal(eager[3], eager[11])
+
+
+def test_a_frozen_learning_rate_would_be_noticed():
+    """The last step of a schedule changes weights little, though the graph was recorded at a high rate."""
+    trainer = build(cuda_graph=True, steps=10**6)
+    batches = on_gpu(8)
+    losses(trainer, batches)
+    trainer.step = trainer.steps - 1
+
+    def change() -> float:
+        before = trainer.model.class_head.weight.clone()
+        trainer.train_step(batches[0])
+        return (trainer.model.class_head.weight - before).abs().max().item()
+    late = change()
+    trainer.step = 0
+    assert late < change() / 100
+
+
+def test_dropout_draws_anew_in_every_replay():
+    trainer = build(cuda_graph=True, base_lr=1e-12)
+    same = on_gpu(1) * 12
+    found = losses(trainer, same)[4:, 0]
+    assert len(set(found.tolist())) == len(found)
+
+
+def test_an_overflow_in_a_replayed_step_is_skipped():
+    trainer = build(dtype=torch.float16, cuda_graph=True)
+    batches = on_gpu(8)
+    losses(trainer, batches)
+    before = {name: value.clone() for name, value in trainer.model.named_parameters()}
+    scale = trainer.scaler.get_scale()
+    batches[0].labeled.images.mul_(1e30)
+    trainer.train_step(batches[0])
+    assert trainer.scaler.get_scale() == scale / 2
+    assert all(torch.equal(value, before[name]) for name, value in trainer.model.named_parameters())
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_float16_s_first_overflows_leave_momentum_finite(dtype):
+    trainer = build(dtype=dtype)
+    if trainer.scaler.is_enabled():
+        trainer.scaler = torch.amp.GradScaler("cuda", init_scale=2.0**40)
+    losses(trainer, itertools.islice(itertools.cycle(on_gpu(2)), 45))
+    tensors = [*trainer.model.state_dict().values(),
+               *(state["momentum_buffer"] for state in trainer.optimizer.state.values())]
+    assert all(value.isfinite().all() for value in tensors)
+
+
+@pytest.mark.parametrize("graph_after", [False, True])
+def test_goes_on_after_a_checkpoint(tmp_path, graph_after):
+    """Also where the run that goes on is the other kind of the two."""
+    batches = on_gpu(20)
+    whole = build(cuda_graph=True)
+    first = losses(whole, batches[:10])
+    torch.save(whole.state_dict(), tmp_path / "state.pt")
+    random = torch.cuda.get_rng_state()
+    rest = losses(whole, batches[10:])
+    other = build(cuda_graph=graph_after)
+    losses(other, batches[:6])  # it has recorded a step of its own already
+    other.load_state_dict(torch.load(tmp_path / "state.pt", map_location="cuda"))
+    torch.cuda.set_rng_state(random)
+    again = losses(other, batches[10:])
+    assert torch.allclose(again, rest, rtol=0.05, atol=0.01)
+    assert not torch.allclose(first, rest, rtol=0.05, atol=0.01)
+    assert other.step == whole.step == 20
+
+
+def test_supervised_steps_and_other_batch_sizes():
+    trainer = build(cuda_graph=True)
+    batches = [batch._replace(unlabeled=None) for batch in on_gpu(6)]
+    small = Batch(Examples(*(tensor[:10] for tensor in batches[0].labeled)), None)
+    found = losses(trainer, [*batches, small, *batches])
+    assert found.isfinite().all()
+    assert (found[:, 1] == 0).all()
+    assert trainer.images == 12 * 24 + 10
+
+
+def test_fed_by_the_loader_it_does_what_copies_of_its_batches_do(small_set):
+    """The recording reads a batch before DALI may use its memory again, though the host runs far ahead."""
+    preprocess = prepare("gcn", [small_set])
+    found = []
+    for keep in (True, False):
+        loader = SemiSupervisedLoader(small_set, [small_set], preprocess, batch_unlabeled=4, device="cuda")
+        trainer = build("wrn-10-1", classes=3, cuda_graph=True)
+        if keep:
+            batches = [Batch(*(Examples(*(t.clone() for t in part)) for part in next(loader))) for _ in range(200)]
+            torch.cuda.synchronize()
+        busy = torch.randn(4096, 4096, device="cuda")
+        sums = []
+        for number in range(200):
+            busy @ busy
+            trainer.train_step(batches[number] if keep else next(loader))
+            sums.append(trainer._sums.clone())
+        loader.close()
+        found.append(torch.stack(sums).diff(dim=0)[:, :2].cpu())
+    assert torch.allclose(found[0][:20], found[1][:20], rtol=0.02, atol=0.02)
+    assert torch.allclose(found[0].mean(0), found[1].mean(0), rtol=0.05)
