@@ -49,6 +49,9 @@ def main(argv: Sequence[str] | None = None) -> int:
                         help="B × 6 views and 6B labeled images a step (default: %(default)s)")
     parser.add_argument("--rivals", nargs="+", choices=RIVALS, default=list(RIVALS), metavar="NAME",
                         help=f"default: all of {', '.join(RIVALS)}")
+    parser.add_argument("--workers", nargs="+", type=errors.non_negative_int, default=list(WORKERS), metavar="N",
+                        help="numbers of worker processes to try, those above the number of cores left out "
+                             f"(default: {' '.join(map(str, WORKERS))})")
     parser.add_argument("--seconds", type=float, default=4.0, help="of each turn (default: %(default)s)")
     parser.add_argument("--repeats", type=errors.positive_int, default=5, help="turns of each (default: %(default)s)")
     parser.add_argument("--chart", type=Path, default=Path("benchmarks/loader.png"), metavar="PATH",
@@ -59,7 +62,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     with tempfile.TemporaryDirectory() as folder:
         task = build_task(shard_set, options.preprocess, options.batch_unlabeled, device, Path(folder) / "rivals")
         missing, chosen = check_all(task, options.rivals, Path(folder))
-        result = measure(task, chosen, options.seconds, options.repeats)
+        result = measure(task, chosen, options.workers, options.seconds, options.repeats)
     result = {**machine(device), "batch": [6 * options.batch_unlabeled, 6 * options.batch_unlabeled],
               "dataset": options.dataset, "preprocess": options.preprocess, **result, "missing": missing}
     rows = [(name, f"{rival['steps_per_second']:.0f}", f"{rival['ratio']:.2f}", rival.get("workers", ""))
@@ -132,12 +135,12 @@ def stepping(name: str, task: Task, workers: int) -> Callable[[], Batch]:
     return partial(next, RIVALS[name](replace(task, workers=workers)))
 
 
-def measure(task: Task, names: Sequence[str], seconds: float, repeats: int) -> dict:
-    """Steps a second of ours and of each rival at its best number of workers, and their ratios."""
+def measure(task: Task, names: Sequence[str], numbers: Sequence[int], seconds: float, repeats: int) -> dict:
+    """Steps a second of ours and of each rival at the best of those numbers of workers, and their ratios."""
     workers = {}
     with progress_bar(len(names), " rivals", "trying numbers of workers") as bar:
         for name in names:
-            tried = {count: 0.0 for count in WORKERS if count <= cpu_cores()} if name in WITH_WORKERS else {0: 0.0}
+            tried = {count: 0.0 for count in numbers if count <= cpu_cores()} if name in WITH_WORKERS else {0: 0.0}
             for count in tried if len(tried) > 1 else ():
                 step = stepping(name, task, count)
                 steps_per_second(step, task.device, 1.0)

@@ -16,7 +16,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from pipelines.loader import Batch, Examples
 
-WORKERS = (0, 1, 2, 4, 8)  # tried for the DataLoader
+WORKERS = (0, 1, 2, 4, 8, 12, 16)  # tried for the DataLoader, up to the number of cores
 
 
 @dataclass(frozen=True)

@@ -21,6 +21,7 @@ from pipelines.errors import Parser
 from pipelines.loader import Batch, SemiSupervisedLoader
 from pipelines.shards import ShardSet
 from sesemi.config import PRECISIONS, cpu_cores, default_precision, parse_device
+from sesemi.experiment import compile_trunk
 from sesemi.model import SesemiModel
 from sesemi.trainer import Trainer
 
@@ -48,6 +49,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--precision", choices=PRECISIONS, help="default: bf16 or fp16 on a GPU, fp32 on a CPU")
     parser.add_argument("--cuda-graph", action=argparse.BooleanOptionalAction, default=True,
                         help="on a GPU, replay the step as one CUDA graph, as training does (default: yes)")
+    parser.add_argument("--compile", action="store_true", help="by torch.compile, as train --compile")
     parser.add_argument("--peak-tflops", type=float, metavar="T",
                         help="the device's peak at this precision, for the utilisation (default: not reported)")
     parser.add_argument("--in-ram", action="store_true",
@@ -79,7 +81,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     print(table(rows, ("network", "fed, steps/s", "fixed batch", "fed / fixed", "images/s", "waiting", "TFLOP/s",
                        *(f"{other} / fixed" for other in others))))
     say({**machine(device), "precision": precision, "cuda_graph": options.cuda_graph and device.type == "cuda",
-         "preprocess": options.preprocess, "batch": [6 * options.batch_unlabeled] * 2, "networks": found})
+         "compile": options.compile, "preprocess": options.preprocess, "batch": [6 * options.batch_unlabeled] * 2,
+         "networks": found})
     return 0
 
 
@@ -90,7 +93,7 @@ def measure(network: str, loader: SemiSupervisedLoader, task: Task | None, num_c
 
     The steps take turns on one trainer; time waiting is the share of the fed turns that ``next(loader)`` took.
     """
-    trainer = build_trainer(network, num_classes, precision, device, options.cuda_graph)
+    trainer = build_trainer(network, num_classes, precision, device, options)
     unit = loader.steps_per_run  # turns of whole runs, or one would end before what it has asked for is made
     batches = [next(loader) for _ in range(unit)]  # one run's, whose memory the first would keep anyway
     fixed = batches[0]
@@ -125,13 +128,16 @@ def _fed_step(trainer: Trainer, loader: Iterator[Batch]) -> None:
     trainer.seconds += time.perf_counter() - start
 
 
-def build_trainer(network: str, num_classes: int, precision: str, device: torch.device, cuda_graph: bool) -> Trainer:
+def build_trainer(network: str, num_classes: int, precision: str, device: torch.device,
+                  options: argparse.Namespace) -> Trainer:
     """The product's trainer, around a network or around the least one there can be."""
     model = SesemiModel("wrn-10-1" if network == ONE_CONVOLUTION else network, num_classes)
     if network == ONE_CONVOLUTION:
         model.trunk = nn.Conv2d(3, model.trunk.out_channels, 3, padding=1)
     model = model.to(device, memory_format=torch.channels_last)
-    return Trainer(model, steps=STEPS, base_lr=0.01, dtype=PRECISIONS[precision], cuda_graph=cuda_graph,
+    if options.compile:
+        compile_trunk(model)
+    return Trainer(model, steps=STEPS, base_lr=0.01, dtype=PRECISIONS[precision], cuda_graph=options.cuda_graph,
                    log_every=STEPS)
 
 

@@ -2,8 +2,9 @@
 
 Order as in the reference: shift, flip, noise, then the views, which therefore share one shift and one noise
 draw. Images are H×W×C throughout, so that a batch is channels-last for the network without a copy. All but the
-shift have a twin for the CPU backend, all of them one compiled pass: DALI is slow at noise there, makes the views image
-by image, and looks through all arguments of a batch for each image it may mirror; the GPU runs DALI's.
+shift have a twin for the CPU backend, all of them one compiled pass: DALI is slow at noise there and makes the views
+image by image. The GPU runs DALI's, whose samples are the images of a whole step: DALI's host work is for each sample,
+and for samples of one image it takes longer than the training step.
 """
 
 import math
@@ -56,8 +57,25 @@ def shift(images: DataNode, offsets: DataNode | tuple[int, int], size: tuple[int
     return fn.slice(images, start=offsets, shape=size, axes=(0, 1), name=name)
 
 
+def crop(padded: torch.Tensor, rows: torch.Tensor, offsets: torch.Tensor, out: torch.Tensor) -> None:
+    """Cut images out of padded ones at integer offsets: what ``shift`` does, as one gather of lines of pixels.
+
+    Args:
+        padded: (N, H+4, W+4, C), contiguous.
+        rows: which of them, int64 (n,).
+        offsets: y and x, 0 to 4, int64 (n, 2).
+        out: (n, H, W, C), contiguous, of the same type.
+    """
+    count, height, width, channels = out.shape
+    pixels = padded.numel() // channels
+    lines = padded.as_strided((pixels - width + 1, width * channels), (channels, 1))  # one begins at every pixel
+    y = offsets[:, :1] + torch.arange(height, device=padded.device)
+    first = (rows[:, None] * padded.shape[1] + y) * padded.shape[2] + offsets[:, 1:]
+    torch.index_select(lines, 0, first.flatten(), out=out.view(count * height, width * channels))
+
+
 def scale(images: DataNode, center: DataNode, factor: DataNode) -> DataNode:
-    """DALI: what ``whitening.normalize`` does, to uint8 images; center and factor are (1, 1, 1 or C) an image."""
+    """DALI: what ``whitening.normalize`` does, to uint8 images; center and factor are (…, 1, 1, 1 or C)."""
     return (images - center) * factor
 
 
@@ -66,24 +84,35 @@ def add_noise(images: DataNode, deviation: float, seed: int, name: str = "noise"
     return images + fn.random.normal(images, stddev=deviation, seed=seed, name=name)
 
 
-def mirror(images: DataNode, which: DataNode | int = 1, name: str | None = None) -> DataNode:
-    """DALI: flip left to right, all images or those where ``which`` is 1.
+def mirror(images: DataNode, layout: str = "FHWC", name: str | None = None) -> DataNode:
+    """DALI: flip all images left to right.
 
-    (``fn.flip`` would launch one kernel an image on the GPU; this is one a batch.)
+    (``fn.flip`` would launch one kernel a sample on the GPU; this is one a batch. Which samples to mirror is no
+    argument here: DALI looks through those of the whole batch for each sample.)
     """
-    return fn.crop_mirror_normalize(images, mirror=which, dtype=types.FLOAT, output_layout="HWC", name=name)
+    return fn.crop_mirror_normalize(images, mirror=1, dtype=types.FLOAT, output_layout=layout, name=name)
+
+
+def mirror_some(images: DataNode, which: DataNode, name: str | None = None) -> DataNode:
+    """DALI: flip left to right those images (B, H, W, C) of a sample for which ``which``, float32 (B, 1, 1, 1), is 1
+    and not 0."""
+    return images * (1 - which) + mirror(images, name=name) * which
 
 
 def six_views(images: DataNode) -> DataNode:
-    """DALI: the six proxy views of each square image, stacked to (6, H, W, C)."""
+    """DALI: the six proxy views of each square image of a sample, (B, H, W, C) to (B, 6, H, W, C).
+
+    For at most 64 samples: DALI's transposition of more small ones asks a GPU for no blocks, which is an error.
+    """
     def transposed(x: DataNode) -> DataNode:
-        return fn.transpose(x, perm=[1, 0, 2], transpose_layout=False)
+        return fn.transpose(x, perm=[0, 2, 1, 3], transpose_layout=False)
     left_right = mirror(images)
     rotated90 = transposed(left_right)
     rotated270 = mirror(transposed(images))
     up_down = transposed(rotated270)
     rotated180 = mirror(up_down)
-    return fn.stack(images, rotated90, rotated180, rotated270, left_right, up_down, name="six_views")
+    views = (images, rotated90, rotated180, rotated270, left_right, up_down)
+    return fn.stack(*(fn.reshape(view, layout="") for view in views), axis=1, name="six_views")
 
 
 @lru_cache

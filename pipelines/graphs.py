@@ -1,15 +1,17 @@
-"""The DALI graphs of the streams, one definition for the CPU and the GPU, and how one is run."""
+"""The DALI graphs of the streams, and how one is run."""
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
 import torch
 from nvidia.dali import Pipeline, fn, types
+from nvidia.dali.data_node import DataNode
 
 from pipelines import augment
 
-STEPS_PER_RUN, RUN_BYTES = 32, 32 * 2**20  # steps in a run at most, and what they may take
+STEPS_PER_RUN, RUN_BYTES = 32, 32 * 2**20  # steps in a run at most (see augment.six_views), and what they may take
 EVALUATION_IMAGES = 128  # images a batch; part of what makes the evaluation's noise the same every time
 
 
@@ -43,44 +45,64 @@ def default_steps_per_run(options: StreamOptions, image_shape: tuple[int, int, i
     return max(1, min(STEPS_PER_RUN, RUN_BYTES // a_step))
 
 
-def training_graph(images, offsets, mirrors, statistics, *, size: tuple[int, int], options: StreamOptions,
-                   device_id: int | None, in_graph: bool, seed: int, checkpoint: bytes | None = None) -> Pipeline:
-    """The DALI graph of a training stream, not yet built; one definition for the CPU and the GPU.
+def training_graph(images, mirrors, statistics, *, options: StreamOptions, device_id: int | None, seed: int,
+                   checkpoint: bytes | None = None) -> Pipeline:
+    """The DALI graph that makes a training stream's batches on a GPU, not yet built. (DALI's CPU backend runs it, too.)
+
+    A sample is a step: its ``options.batch`` images B, each at its shift already. So one run's output is
+    (steps, B, H, W, C), or (steps, B, 6, H, W, C), float32.
 
     Args:
-        images: source of padded images (n, H+4, W+4, C) by ``BatchInfo``. On the CPU they are not copied: DALI reads
-            them until the run is delivered, before which it asks for no others (streams ask for runs ahead of time).
-        offsets: source of the shifts' offsets (y, x) into the padded images, int32 (n, 2).
-        mirrors: source of 0 or 1 (n,): which images to mirror, where ``options.flip``.
+        images: source by ``BatchInfo`` of a run's images, (steps, B, H, W, C).
+        mirrors: source of 0 or 1, float32 (steps, B, 1, 1, 1): which images to mirror, where ``options.flip``.
         statistics: none for images that are float32 and normalised; for uint8 ones the sources of what
-            ``whitening.normalize`` takes, center and scale, float32 (n, 1, 1, 1 or C).
+            ``whitening.normalize`` takes, center and scale, float32 (steps, B, 1, 1, 1 or C).
         options: with ``steps_per_run`` filled in.
         device_id: the GPU that everything runs on; None for the CPU backend.
-        in_graph: normalisation, flip, noise and views are DALI's; otherwise all but the shift is left to the CPU's
-            twins, and pixels come out as they go in.
     """
     device = "cpu" if device_id is None else "gpu"
-    pipeline = Pipeline(batch_size=options.batch * options.steps_per_run, num_threads=1, device_id=device_id,
-                        seed=seed, prefetch_queue_depth=1, enable_checkpointing=True, checkpoint=checkpoint)
+
+    def numbers(source: Callable) -> DataNode:
+        return fn.external_source(source=source, batch=True, batch_info=True, device=device, dtype=types.FLOAT, ndim=4)
+    pipeline = _pipeline(options.steps_per_run, device_id, seed, checkpoint)
     with pipeline:
-        padded = fn.external_source(source=images, batch=True, batch_info=True, device=device,
-                                    dtype=types.UINT8 if statistics else types.FLOAT, ndim=3, layout="HWC",
-                                    no_copy=device == "cpu")
-        starts = fn.external_source(source=offsets, batch=True, batch_info=True, ndim=1, dtype=types.INT32)
-        out = augment.shift(padded, starts, size)
-        if in_graph and statistics:
-            out = augment.scale(out, *(
-                fn.external_source(source=source, batch=True, batch_info=True, device=device, dtype=types.FLOAT, ndim=3)
-                for source in statistics))
-        if in_graph and options.flip:
-            which = fn.external_source(source=mirrors, batch=True, batch_info=True, ndim=0, dtype=types.INT32)
-            out = augment.mirror(out, which, "flip")
-        if in_graph and options.noise:
+        out = fn.external_source(source=images, batch=True, batch_info=True, device=device,
+                                 dtype=types.UINT8 if statistics else types.FLOAT, ndim=4, layout="FHWC")
+        if statistics:
+            out = augment.scale(out, *map(numbers, statistics))
+        if options.flip:
+            out = augment.mirror_some(out, numbers(mirrors), "flip")
+        if options.noise:
             out = augment.add_noise(out, options.noise, seed)
-        if in_graph and options.views:
+        if options.views:
             out = augment.six_views(out)
         pipeline.set_outputs(out)
     return pipeline
+
+
+def shift_graph(images, offsets, *, as_bytes: bool, size: tuple[int, int], options: StreamOptions, seed: int,
+                checkpoint: bytes | None = None) -> Pipeline:
+    """The DALI graph of a training stream on a CPU, not yet built: the shift alone; a sample is an image.
+
+    Args:
+        images: source of padded images (n, H+4, W+4, C) by ``BatchInfo``. They are not copied: DALI reads them until
+            the run is delivered, before which it asks for no others (streams ask for runs ahead of time).
+        offsets: source of the shifts' offsets (y, x) into the padded images, int32 (n, 2).
+        as_bytes: pixels are uint8, not float32; they come out as they go in.
+        options: with ``steps_per_run`` filled in.
+    """
+    pipeline = _pipeline(options.batch * options.steps_per_run, None, seed, checkpoint)
+    with pipeline:
+        padded = fn.external_source(source=images, batch=True, batch_info=True, ndim=3, layout="HWC",
+                                    dtype=types.UINT8 if as_bytes else types.FLOAT, no_copy=True)
+        starts = fn.external_source(source=offsets, batch=True, batch_info=True, ndim=1, dtype=types.INT32)
+        pipeline.set_outputs(augment.shift(padded, starts, size))
+    return pipeline
+
+
+def _pipeline(samples: int, device_id: int | None, seed: int, checkpoint: bytes | None) -> Pipeline:
+    return Pipeline(batch_size=samples, num_threads=1, device_id=device_id, seed=seed, prefetch_queue_depth=1,
+                    enable_checkpointing=True, checkpoint=checkpoint)
 
 
 def evaluation_graph(images, offsets, *, size: tuple[int, int], flip: bool, noise: float, device_id: int | None,
@@ -100,7 +122,7 @@ def evaluation_graph(images, offsets, *, size: tuple[int, int], flip: bool, nois
         jittered = augment.shift(padded, starts, size, "jittered")
         views = [plain, jittered]
         if in_graph:
-            sides = [views, [augment.mirror(view) for view in views]] if flip else [views]
+            sides = [views, [augment.mirror(view, "HWC") for view in views]] if flip else [views]
             draws = iter(range(4))  # each noise its own seed, or all would be the same
             views = []
             for side in sides:

@@ -20,7 +20,14 @@ import torch
 from pipelines import augment
 from pipelines.augment import NOISE, VIEWS
 from pipelines.buffers import Buffers
-from pipelines.graphs import StreamOptions, default_steps_per_run, for_dali, run_pipeline, training_graph
+from pipelines.graphs import (
+    StreamOptions,
+    default_steps_per_run,
+    for_dali,
+    run_pipeline,
+    shift_graph,
+    training_graph,
+)
 from pipelines.sampling import Order, draw_shift, generator, seed_from, word_from
 from pipelines.shards import ShardSet, Subset
 from pipelines.threads import background_thread
@@ -64,8 +71,8 @@ def with_index(device: torch.device) -> torch.device:
 
 
 class Shifted(NamedTuple):
-    """What DALI made of a run's images, their center and scale where they are bytes, and DALI's state before it, in
-    hexadecimal."""
+    """What DALI made of a run's images, (n, H, W, C) or (n, 6, H, W, C), their center and scale where they are bytes,
+    and DALI's state before it, in hexadecimal."""
 
     number: int
     images: torch.Tensor
@@ -227,14 +234,18 @@ class Stream:
         self._step = step
         self._next_shift = step // self.options.steps_per_run  # the run that the pipeline makes next
         self._run: Run | None = None
-        self._pipeline = training_graph(
-            lambda info: for_dali(self._gathered.images), self._source_offsets,
-            lambda info: self._mirrors(info.iteration),
-            (lambda info: self._statistics("center"), lambda info: self._statistics("scale")) if self._scales else (),
-            size=self._size, options=self.options,
-            device_id=self._device.index if self._device.type == "cuda" else None, in_graph=self._in_graph,
-            seed=seed_from(*self._key, DALI_NOISE),
-            checkpoint=None if checkpoint is None else bytes.fromhex(checkpoint))
+        common = {"options": self.options, "seed": seed_from(*self._key, DALI_NOISE),
+                  "checkpoint": None if checkpoint is None else bytes.fromhex(checkpoint)}
+        if self._in_graph:
+            statistics = lambda info: self._statistics("center"), lambda info: self._statistics("scale")
+            self._pipeline = training_graph(
+                lambda info: self._by_step(self._gathered.images), self._source_mirrors,
+                statistics if self._scales else (),
+                device_id=self._device.index if self._device.type == "cuda" else None, **common)
+        else:
+            self._pipeline = shift_graph(
+                lambda info: for_dali(self._gathered.images), lambda info: self._offsets(info.iteration),
+                as_bytes=bool(self._scales), size=self._size, **common)
         self._built = False
 
     def _needs_run(self) -> bool:
@@ -258,7 +269,7 @@ class Stream:
         self._gathered = self._gather(number)
         (images,) = run_pipeline(self._pipeline, self._device)
         self._next_shift += 1
-        return Shifted(number, images, self._gathered.parts[1:], before)
+        return Shifted(number, images.flatten(0, 1) if self._in_graph else images, self._gathered.parts[1:], before)
 
     def _make_run(self, number: int) -> Run:
         """On the worker's thread: run ``number``."""
@@ -295,21 +306,34 @@ class Stream:
     def _gather(self, number: int) -> Pixels:
         """The images of run ``number``, as they go into the pipeline."""
         count = self._run_images // len(self._windows)  # of each source, in one run
-        images = None
-        if self._gathered and len(self._windows) == 1 and self._device.type == "cpu":
+        steps = self.options.steps_per_run  # in each so many of the first source, then so many of the next
+        offsets = images = None
+        if self._in_graph:
+            offsets = self._offsets(number).astype(np.int64).reshape(steps, len(self._windows), -1, 2)
+        elif self._gathered and len(self._windows) == 1:
             images = self._gathered.images  # DALI is done with the run before: it was delivered
-        parts = [windows.gather(number * count, count, images) for windows in self._windows]
+        parts = [windows.gather(number * count, count,
+                                None if offsets is None else offsets[:, source].reshape(-1, 2), images)
+                 for source, windows in enumerate(self._windows)]
         if len(parts) == 1:
             return parts[0]
-        steps = self.options.steps_per_run  # in each so many of the first source, then so many of the next
         return Pixels(*(torch.cat([values.unflatten(0, (steps, -1)) for values in same], 1).flatten(0, 1)
                         for same in zip(*(part.parts for part in parts), strict=True)))
 
-    def _statistics(self, name: str) -> np.ndarray | torch.Tensor:
-        return for_dali(getattr(self._gathered, name)[:, None, None])
+    def _by_step(self, values: torch.Tensor) -> np.ndarray | torch.Tensor:
+        """What belongs to a run's images, as DALI takes it: (n, …) as (steps, batch, …)."""
+        return for_dali(values.unflatten(0, (self.options.steps_per_run, -1)))
 
-    def _source_offsets(self, info) -> np.ndarray:
-        return draw_shift(generator(*self._key, DRAWS, info.iteration), self._run_images).T.astype(np.int32, order="C")
+    def _statistics(self, name: str) -> np.ndarray | torch.Tensor:
+        return self._by_step(getattr(self._gathered, name)[:, None, None])
+
+    def _source_mirrors(self, info) -> np.ndarray | torch.Tensor:
+        mirrors = self._mirrors(info.iteration).astype(np.float32)
+        return self._by_step(upload(mirrors, self._device)[:, None, None, None])
+
+    def _offsets(self, number: int) -> np.ndarray:
+        """Where in the padding the images of a run begin: y and x, int32 (n, 2)."""
+        return draw_shift(generator(*self._key, DRAWS, number), self._run_images).T.astype(np.int32, order="C")
 
     def _labels_of(self, number: int) -> torch.Tensor | None:
         """The labels of a run, int64 (n,) on the device; None for views."""

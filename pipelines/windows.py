@@ -18,7 +18,7 @@ from typing import NamedTuple
 import numpy as np
 import torch
 
-from pipelines.augment import MAX_SHIFT, mirror_pad
+from pipelines.augment import MAX_SHIFT, crop, mirror_pad
 from pipelines.buffers import Buffers
 from pipelines.sampling import Order, Segment
 from pipelines.shards import ImageSource
@@ -32,9 +32,10 @@ CHUNK_VALUES = {"cpu": 256 * 3072, "cuda": 4096 * 3072}  # normalised and padded
 
 
 class Pixels(NamedTuple):
-    """Padded images: float32 and normalised, or uint8 with what ``whitening.normalize`` takes.
+    """Images: float32 and normalised, or uint8 with what ``whitening.normalize`` takes.
 
-    ``images`` are (n, H+4, W+4, C); ``center`` and ``scale`` float32 (n, 1 or C), None for what is normalised.
+    ``images`` are (n, H+4, W+4, C), padded, or (n, H, W, C); ``center`` and ``scale`` float32 (n, 1 or C), None for
+    what is normalised.
     """
 
     images: torch.Tensor
@@ -133,18 +134,24 @@ class Windows:
             parts.append(indices[permutation[segment.first:segment.last]])
         return np.concatenate(parts)
 
-    def gather(self, position: int, count: int, images: torch.Tensor | None = None) -> Pixels:
-        """The ``count`` images at those positions, padded; in the memory of ``images`` where they are given."""
+    def gather(self, position: int, count: int, offsets: np.ndarray | None = None,
+               images: torch.Tensor | None = None) -> Pixels:
+        """The ``count`` images at those positions, padded; in the memory of ``images`` where they are given.
+
+        With ``offsets``, int (n, 2), y and x into the padding: shifted, (n, H, W, C).
+        """
         segments = self._order.segments(position, count)
         keys = list(dict.fromkeys(self._key(segment.epoch, segment.window) for segment in segments))
         following = self._following(segments[-1], count)
         self._want(keys + [key for key in following if key in self._contents])
-        out = self._empty(count, images)
+        out = self._empty(count, images, padded=offsets is None)
         done = 0
         for key, parts in groupby(segments, lambda segment: self._key(segment.epoch, segment.window)):
             rows = np.concatenate([self._window(part.epoch, part.window)[1][part.first:part.last] for part in parts])
             window = self._contents[key].result()
-            self._draw(window, rows, Pixels(*(values[done:done + len(rows)] for values in out.parts)))
+            part = slice(done, done + len(rows))
+            self._draw(window, rows, None if offsets is None else offsets[part],
+                       Pixels(*(values[part] for values in out.parts)))
             done += len(rows)
             del window
         self._want(keys[-1:] + following)  # where the others were is room for the next one
@@ -193,24 +200,31 @@ class Windows:
             if key not in self._contents or _failed(self._contents[key]):
                 self._contents[key] = self._worker.submit(self._load, *key)
 
-    def _empty(self, count: int, images: torch.Tensor | None = None) -> Pixels:
+    def _empty(self, count: int, images: torch.Tensor | None = None, padded: bool = True) -> Pixels:
         """For so many images, undefined; their memory is new where none is given."""
         scales = self._preprocess.scales
         if images is None:
-            images = torch.empty(padded_shape(count, self._source.image_shape), device=self._device,
+            shape = self._source.image_shape
+            images = torch.empty(padded_shape(count, shape) if padded else (count, *shape), device=self._device,
                                  dtype=torch.uint8 if scales else torch.float32)
         statistics = (torch.empty(count, scales, device=self._device) for _ in range(2)) if scales else ()
         return Pixels(images, *statistics)
 
-    def _draw(self, window: np.ndarray | Pixels, rows: np.ndarray, out: Pixels) -> None:
-        """Those images of a loaded window, padded."""
+    def _draw(self, window: np.ndarray | Pixels, rows: np.ndarray, offsets: np.ndarray | None, out: Pixels) -> None:
+        """Those images of a loaded window, padded, or shifted by ``offsets``."""
         if isinstance(window, np.ndarray):
-            to_device(window, self._preprocess if self._preprocess.scales else None, out, rows,
+            padded = out if offsets is None else self._empty(len(rows))
+            to_device(window, self._preprocess if self._preprocess.scales else None, padded, rows,
                       self._helpers.map if self._helpers else map)
-            return
+            if offsets is None:
+                return
+            window, rows = padded, np.arange(len(rows))
         rows = upload(rows, self._device)
         for values, result in zip(window.parts, out.parts, strict=True):
-            torch.index_select(values, 0, rows, out=result)
+            if offsets is not None and values is window.images:
+                crop(values, rows, upload(offsets, self._device), result)
+            else:
+                torch.index_select(values, 0, rows, out=result)
 
     def _load(self, epoch: int, window: int) -> np.ndarray | Pixels:
         """A window: images as they are, or with ZCA applied, (n, H, W, C), on a CPU; padded ones on a GPU."""

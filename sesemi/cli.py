@@ -61,6 +61,9 @@ def build_parser() -> Parser:
           help="default: bf16 where the GPU has it, else fp16; fp32 on a CPU")
     lines("--cuda-graph", action=argparse.BooleanOptionalAction,
           help="on a GPU, replay the step as one CUDA graph instead of launching its kernels one by one (default: yes)")
+    lines("--compile", action=argparse.BooleanOptionalAction,
+          help="have torch.compile fuse the network's operations: takes half a minute first, and a C compiler; pays in "
+               "long runs on a GPU (default: no)")
     lines("--seed", type=errors.non_negative_int, metavar="N",
           help="of everything random but the choice of labels (default: 0)")
     lines("--data", metavar="PATH", help=f"folder of the prepared sets (default: {Config.data})")

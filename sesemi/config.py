@@ -18,7 +18,7 @@ from sesemi.presets import preset_for
 METHODS = ("sesemi", "asl", "supervised")
 PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 PREPROCESS = ("zca", "gcn", "standardize")
-CHANGEABLE = {"run", "cuda_graph", "log_every", "checkpoint_every", "keep"}  # by a resumed run; and which GPU
+CHANGEABLE = {"run", "cuda_graph", "compile", "log_every", "checkpoint_every", "keep"}  # in a resumed run; the GPU, too
 ZCA_PIXELS = 48  # the covariance of 48×48 RGB takes 0.4 GB, that of 96×96 takes 6
 
 
@@ -36,6 +36,7 @@ class Config:
         batch_unlabeled: unlabeled images B a step; 6B views of them and 6B labeled images.
         device: ``cpu`` or ``cuda:N``.
         cuda_graph: on a GPU, replay the training step as one CUDA graph.
+        compile: have torch.compile fuse the network's operations in training.
         keep: checkpoints to keep: the newest, and those before it in case it gets damaged.
         eval_every: steps between evaluations; 0 for at the end only.
         eval_images: test images evaluated, a fixed class-balanced sample; None for all.
@@ -60,6 +61,7 @@ class Config:
     seed: int = 0
     device: str | None = None
     cuda_graph: bool = True
+    compile: bool = False
     data: str = "shards"
     run: str | None = None
     log_every: int = 50

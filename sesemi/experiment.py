@@ -1,5 +1,7 @@
 """A run from its configuration: data, loader, model, trainer, evaluation, files."""
 
+import os
+import shutil
 import signal
 import threading
 from collections.abc import Callable
@@ -78,6 +80,8 @@ def _train(config: Config, folder: RunFolder, preprocess: Preprocess, sets: dict
         noise=config.noise, threads=cpu_cores())
     stack.callback(loader.close)
     model = build_model(config, classes, train_set.image_shape[2])
+    if config.compile:
+        compile_trunk(model)
     trainer = Trainer(model, steps=config.steps, base_lr=config.lr, dtype=PRECISIONS[config.precision],
                       cuda_graph=config.cuda_graph, log_every=config.log_every)
     evaluation = evaluation_loader(config, preprocess, sets["test"])
@@ -242,6 +246,15 @@ def build_model(config: Config, num_classes: int, channels: int) -> SesemiModel:
     """The model of a run on its device, channels-last."""
     model = SesemiModel(config.network, num_classes, config.dropout, config.trunk_dropout, channels)
     return model.to(config.device, memory_format=torch.channels_last)
+
+
+def compile_trunk(model: SesemiModel) -> None:
+    """Have torch.compile make the trunk's kernels at the first training step; UsageError where it lacks a compiler."""
+    compilers = (os.environ.get("CC"), "cc", "gcc", "clang")
+    if not any(shutil.which(name) for name in compilers if name):
+        raise UsageError("--compile: no C compiler found (cc, gcc, clang), which torch.compile needs; install one, "
+                         "such as Debian's build-essential, or leave --compile out")
+    model.trunk.compile(dynamic=False)
 
 
 def evaluation_loader(config: Config, preprocess: Preprocess, test_set: ShardSet) -> EvaluationLoader:

@@ -5,7 +5,7 @@ from torch import nn
 
 from pipelines.augment import VIEWS
 from sesemi.networks import build_trunk
-from sesemi.networks.layers import linear
+from sesemi.networks.layers import linear, running_statistics_kept
 
 
 class SesemiModel(nn.Module):
@@ -31,11 +31,16 @@ class SesemiModel(nn.Module):
                 unlabeled: torch.Tensor | None = None) -> tuple[torch.Tensor, torch.Tensor | None]:
         """Class logits (n, classes) of labeled images and proxy logits (m, 6) of unlabeled views, if any.
 
-        The trunk runs on each branch by itself, so batch statistics are per branch and both update the running
-        ones, as in the reference.
+        The trunk runs on each branch by itself, so batch statistics are per branch. The running ones are the labeled
+        branch's alone, as (for all practical purposes) in the reference: test images are upright, as labeled ones are.
         """
-        proxy_logits = None if unlabeled is None else self.proxy_head(self._features(unlabeled))
+        proxy_logits = None
+        if unlabeled is not None:
+            with running_statistics_kept(self.trunk):
+                proxy_logits = self.proxy_head(self._features(unlabeled))
         return self.class_head(self.dropout(self._features(labeled))), proxy_logits
 
     def _features(self, images: torch.Tensor) -> torch.Tensor:
-        return self.trunk(images).mean(dim=(2, 3))
+        # What torch.compile may have made of the trunk is for training; evaluation's batches have other shapes.
+        features = self.trunk(images) if self.training else self.trunk.forward(images)
+        return features.mean(dim=(2, 3))

@@ -1,4 +1,7 @@
-"""The 13-layer max-pooling ConvNet of the paper: 3,122,560 trainable parameters, (32, 32) to (6, 6)."""
+"""The 13-layer max-pooling ConvNet of the paper, (32, 32) to (6, 6).
+
+The paper's has 3,122,560 trainable parameters; 2,048 of them are biases, which ours leaves out (see ``layers.conv``).
+"""
 
 from torch import nn
 
@@ -19,7 +22,7 @@ class ConvNet(nn.Sequential):
 
     def __init__(self, channels: int = 3, dropout: float = 0.0):
         def block(inputs: int, outputs: int, size: int = 3, padding: int | None = None) -> ConvNormAct:
-            return ConvNormAct(conv(inputs, outputs, size, bias=True, padding=padding),
+            return ConvNormAct(conv(inputs, outputs, size, padding=padding),
                                nn.LeakyReLU(SLOPE, inplace=True))
         super().__init__(
             block(channels, 128), block(128, 128), block(128, 128), nn.MaxPool2d(2), *dropped(dropout),

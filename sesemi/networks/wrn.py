@@ -3,7 +3,7 @@
 import torch
 from torch import nn
 
-from sesemi.networks.layers import ConvNormAct, conv, dropped, norm
+from sesemi.networks.layers import BatchNorm, ConvNormAct, conv, dropped
 
 
 class WideResNet(nn.Sequential):
@@ -22,7 +22,7 @@ class WideResNet(nn.Sequential):
         if depth < 10 or (depth - 4) % 6 or width < 1:
             raise ValueError(f"found wrn-{depth}-{width}, expected a depth of 10, 16, 22, 28, ... and a width")
         self.out_channels = 64 * width
-        layers: list[nn.Module] = [ConvNormAct(conv(channels, 16, 3, bias=False), nn.ReLU(inplace=True))]
+        layers: list[nn.Module] = [ConvNormAct(conv(channels, 16, 3), nn.ReLU(inplace=True))]
         inputs = 16
         for group, base in enumerate((16, 32, 64)):
             outputs = base * width
@@ -30,7 +30,7 @@ class WideResNet(nn.Sequential):
             if group:
                 layers.append(nn.MaxPool2d(2))
             layers += [Residual(outputs, dropout) for _ in range((depth - 4) // 6 - 1)]
-            layers += [norm(outputs), nn.ReLU(inplace=True)]
+            layers += [BatchNorm(outputs), nn.ReLU(inplace=True)]
             inputs = outputs
         super().__init__(*layers)
 
@@ -40,9 +40,9 @@ class Expand(nn.Module):
 
     def __init__(self, inputs: int, outputs: int):
         super().__init__()
-        self.main = nn.Sequential(*ConvNormAct(conv(inputs, outputs, 3, bias=False), nn.ReLU(inplace=True)),
-                                  conv(outputs, outputs, 3, bias=False))
-        self.skip = conv(inputs, outputs, 1, bias=False)
+        self.main = nn.Sequential(*ConvNormAct(conv(inputs, outputs, 3), nn.ReLU(inplace=True)),
+                                  conv(outputs, outputs, 3))
+        self.skip = conv(inputs, outputs, 1)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         return self.main(x) + self.skip(x)
@@ -54,8 +54,8 @@ class Residual(nn.Module):
     def __init__(self, channels: int, dropout: float):
         super().__init__()
         self.main = nn.Sequential(
-            norm(channels), nn.ReLU(inplace=True), conv(channels, channels, 3, bias=False), *dropped(dropout),
-            norm(channels), nn.ReLU(inplace=True), conv(channels, channels, 3, bias=False))
+            BatchNorm(channels), nn.ReLU(inplace=True), conv(channels, channels, 3), *dropped(dropout),
+            BatchNorm(channels), nn.ReLU(inplace=True), conv(channels, channels, 3))
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         return x + self.main(x)

@@ -16,10 +16,10 @@ def six_views_numpy(image: np.ndarray) -> np.ndarray:
 
 
 def dali_on_cpu(graph, images: np.ndarray) -> np.ndarray:
-    """Run a graph fragment on DALI's CPU backend over a batch (n, H, W, C)."""
+    """Run a graph fragment on DALI's CPU backend over a batch: of images (n, H, W, C), or of steps (n, B, H, W, C)."""
     pipeline = Pipeline(batch_size=len(images), num_threads=2, device_id=None, seed=1)
     with pipeline:
-        pipeline.set_outputs(graph(fn.external_source(lambda: images, batch=True, layout="HWC")))
+        pipeline.set_outputs(graph(fn.external_source(lambda: images, batch=True, layout="FHWC"[5 - images.ndim:])))
     pipeline.build()
     return torch.from_dlpack(pipeline.run()[0].as_tensor()).clone().numpy()
 
@@ -70,9 +70,23 @@ def test_all_25_shifts_are_scipy_s(images):
         assert np.array_equal(shifted, expected)
 
 
+@pytest.mark.parametrize("dtype", [np.float32, np.uint8])
+def test_a_crop_is_scipy_s_shift(images, dtype):
+    """Of images in any order and more than once, at every offset."""
+    pixels = (100 + 20 * images).astype(dtype)
+    padded = torch.from_numpy(np.pad(pixels, ((0, 0), (2, 2), (2, 2), (0, 0)), "symmetric"))
+    offsets = np.array([(y, x) for y in range(5) for x in range(5)])
+    rows = np.random.default_rng(1).integers(0, len(images), len(offsets))
+    out = torch.empty(len(offsets), 12, 12, 3, dtype=padded.dtype)
+    augment.crop(padded, torch.from_numpy(rows), torch.from_numpy(offsets), out)
+    for cropped, row, offset in zip(out.numpy(), rows, offsets, strict=True):
+        expected = scipy.ndimage.shift(pixels[row], (*(2 - offset), 0), order=0, mode="reflect")
+        assert np.array_equal(cropped, expected)
+
+
 def test_six_views(images):
     expected = np.stack([six_views_numpy(image) for image in images])
-    assert np.array_equal(dali_on_cpu(augment.six_views, images), expected)
+    assert np.array_equal(dali_on_cpu(augment.six_views, images[None]), expected[None])
     ours = torch.empty(expected.shape)
     augment.augment_cpu(torch.from_numpy(images), (), ours)
     assert np.array_equal(ours, expected)
@@ -85,9 +99,11 @@ def test_flips(images):
     augment.augment_cpu(ours, (), ours, mirror=mirror)  # in place
     assert np.array_equal(ours, expected)
 
+    which = mirror.astype(np.float32).reshape(1, -1, 1, 1, 1)
+
     def graph(source):
-        return augment.mirror(source, fn.external_source(lambda: mirror, batch=True))
-    assert np.array_equal(dali_on_cpu(graph, images), expected)
+        return augment.mirror_some(source, fn.external_source(lambda: which, batch=True))
+    assert np.array_equal(dali_on_cpu(graph, images[None]), expected[None])
 
 
 @pytest.mark.parametrize("channels", [1, 3, 4])

@@ -11,48 +11,50 @@ from sesemi.networks import build_trunk
 from sesemi.networks.layers import count_parameters
 
 
-def conv_parameters(inputs: int, outputs: int, size: int, bias: bool) -> int:
-    """Of a convolution."""
-    return inputs * outputs * size * size + outputs * bias
+def conv_parameters(inputs: int, outputs: int, size: int) -> int:
+    """Of a convolution without bias."""
+    return inputs * outputs * size * size
 
 
 def convnet_parameters() -> int:
-    """Counted layer by layer, each convolution with bias and two batch norm parameters a channel."""
+    """Counted layer by layer, with two batch norm parameters a channel."""
     layers = [(3, 128, 3), (128, 128, 3), (128, 128, 3), (128, 256, 3), (256, 256, 3), (256, 256, 3),
               (256, 512, 3), (512, 256, 1), (256, 128, 1)]
-    return sum(conv_parameters(*layer, bias=True) + 2 * layer[1] for layer in layers)
+    return sum(conv_parameters(*layer) + 2 * layer[1] for layer in layers)
 
 
 def nin_parameters() -> int:
     """Counted layer by layer, as for the ConvNet."""
     layers = [(3, 192, 5), (192, 160, 1), (160, 96, 1), (96, 192, 5), (192, 192, 1), (192, 192, 1), (192, 192, 3),
               (192, 192, 1), (192, 192, 1)]
-    return sum(conv_parameters(*layer, bias=True) + 2 * layer[1] for layer in layers)
+    return sum(conv_parameters(*layer) + 2 * layer[1] for layer in layers)
 
 
 def wrn_parameters(depth: int, width: int) -> int:
     """Counted block by block."""
-    total, inputs = conv_parameters(3, 16, 3, False) + 2 * 16, 16
+    total, inputs = conv_parameters(3, 16, 3) + 2 * 16, 16
     for base in (16, 32, 64):
         out = base * width
-        total += conv_parameters(inputs, out, 3, False) + 2 * out + conv_parameters(out, out, 3, False)
-        total += conv_parameters(inputs, out, 1, False)  # the skip
-        total += ((depth - 4) // 6 - 1) * 2 * (2 * out + conv_parameters(out, out, 3, False))
+        total += conv_parameters(inputs, out, 3) + 2 * out + conv_parameters(out, out, 3)
+        total += conv_parameters(inputs, out, 1)  # the skip
+        total += ((depth - 4) // 6 - 1) * 2 * (2 * out + conv_parameters(out, out, 3))
         total += 2 * out  # the group's last batch norm
         inputs = out
     return total
 
 
-@pytest.mark.parametrize(("name", "published", "counted", "shape"), [
-    ("convnet", 3_122_560, convnet_parameters(), (128, 6, 6)),
-    ("nin", 1_005_312, nin_parameters(), (192, 8, 8)),
-    ("wrn", 1_466_320, wrn_parameters(28, 2), (128, 8, 8)),
-    ("wrn-10-1", 77_456, wrn_parameters(10, 1), (64, 8, 8)),
-    ("wrn-16-4", None, wrn_parameters(16, 4), (256, 8, 8))])
-def test_sizes(name, published, counted, shape):
+@pytest.mark.parametrize(("name", "published", "biases", "counted", "shape"), [
+    ("convnet", 3_122_560, 2048, convnet_parameters(), (128, 6, 6)),
+    ("nin", 1_005_312, 1600, nin_parameters(), (192, 8, 8)),
+    ("wrn", 1_466_320, 0, wrn_parameters(28, 2), (128, 8, 8)),
+    ("wrn-10-1", 77_456, 0, wrn_parameters(10, 1), (64, 8, 8)),
+    ("wrn-16-4", None, 0, wrn_parameters(16, 4), (256, 8, 8))])
+def test_sizes(name, published, biases, counted, shape):
+    """The paper's convolutions have biases, of which batch norm leaves nothing; ours have none."""
     trunk = build_trunk(name)
     assert count_parameters(trunk) == counted
-    assert published in (None, counted)
+    assert published in (None, counted + biases)
+    assert biases in (0, sum(layer.out_channels for layer in trunk.modules() if isinstance(layer, nn.Conv2d)))
     assert trunk.out_channels == shape[0]
     assert trunk.eval()(torch.zeros(2, 3, 32, 32)).shape == (2, *shape)
 
@@ -73,7 +75,7 @@ def test_initial_weights_and_batch_norm_are_keras_s():
         assert layer.weight.std().item() == pytest.approx(deviation, rel=0.05)
         limit = 2 * deviation / 0.87962566103423978
         assert 0.95 * limit < layer.weight.abs().max().item() <= limit * (1 + 1e-6)  # truncated at two
-        assert (layer.bias == 0).all()
+        assert layer.bias is None
     for layer in model.modules():
         if isinstance(layer, nn.BatchNorm2d):
             assert (layer.momentum, layer.eps) == (0.01, 0.001)
@@ -92,8 +94,45 @@ def test_batch_statistics_are_per_branch():
     assert torch.allclose(together, alone, atol=1e-5)  # not changed by the other branch
     assert none is None
     assert proxy.shape == (12, 6)
-    first = next(layer for layer in model.modules() if isinstance(layer, nn.BatchNorm2d))
-    assert first.num_batches_tracked == 3  # both branches, then the one
+
+
+@pytest.mark.parametrize("name", ["convnet", "nin", "wrn-16-1"])
+def test_running_statistics_are_the_labeled_branch_s_alone(name):
+    """Against a model that never saw the other branch; of the first layer by hand, from Keras's momentum."""
+    labeled, unlabeled = torch.randn(8, 3, 16, 16), 3 + 2 * torch.randn(12, 3, 16, 16)
+    buffers = []
+    for others in (unlabeled, None):
+        torch.manual_seed(0)
+        model = SesemiModel(name, 4)
+        for _ in range(3):
+            model(labeled, others)
+        buffers.append(dict(model.named_buffers()))
+    assert buffers[0].keys() == buffers[1].keys()
+    assert all(torch.equal(value, buffers[1][buffer]) for buffer, value in buffers[0].items())
+    values = model.trunk[0][0](labeled)
+    kept = 0.99**3
+    assert torch.allclose(buffers[0]["trunk.0.1.running_mean"], (1 - kept) * values.mean((0, 2, 3)), atol=1e-5)
+    assert torch.allclose(buffers[0]["trunk.0.1.running_var"], kept + (1 - kept) * values.var((0, 2, 3)), atol=1e-4)
+
+
+@pytest.mark.slow
+def test_a_compiled_trunk_trains_and_is_evaluated_as_it_is():
+    from sesemi.experiment import compile_trunk
+    images, views = torch.randn(6, 3, 8, 8), torch.randn(12, 3, 8, 8)
+    states, outputs = [], []
+    for compiled in (False, True):
+        torch.manual_seed(0)
+        model = SesemiModel("wrn-10-1", 4, dropout=0.0)
+        if compiled:
+            compile_trunk(model)
+        classes, proxies = model(images, views)
+        (classes.square().mean() + proxies.square().mean()).backward()
+        model.eval()
+        outputs.append([classes, proxies, model(images[:5])[0], *(p.grad for p in model.parameters())])
+        states.append(model.state_dict())
+    assert states[0].keys() == states[1].keys()
+    for one, other in (*zip(*outputs, strict=True), *zip(*(state.values() for state in states), strict=True)):
+        assert torch.allclose(one, other, atol=1e-4)
 
 
 def test_dropout_is_before_the_class_head_only():
