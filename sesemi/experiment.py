@@ -81,7 +81,7 @@ def _train(config: Config, folder: RunFolder, preprocess: Preprocess, sets: dict
     stack.callback(loader.close)
     model = build_model(config, classes, train_set.image_shape[2])
     if config.compile:
-        compile_trunk(model)
+        compile_model(model)
     trainer = Trainer(model, steps=config.steps, base_lr=config.lr, dtype=PRECISIONS[config.precision],
                       cuda_graph=config.cuda_graph, log_every=config.log_every)
     evaluation = evaluation_loader(config, preprocess, sets["test"])
@@ -248,13 +248,13 @@ def build_model(config: Config, num_classes: int, channels: int) -> SesemiModel:
     return model.to(config.device, memory_format=torch.channels_last)
 
 
-def compile_trunk(model: SesemiModel) -> None:
-    """Have torch.compile make the trunk's kernels at the first training step; UsageError where it lacks a compiler."""
+def compile_model(model: SesemiModel) -> None:
+    """``model.compile_trunk()``; UsageError where torch.compile lacks a compiler, whose own message is a page."""
     compilers = (os.environ.get("CC"), "cc", "gcc", "clang")
     if not any(shutil.which(name) for name in compilers if name):
         raise UsageError("--compile: no C compiler found (cc, gcc, clang), which torch.compile needs; install one, "
                          "such as Debian's build-essential, or leave --compile out")
-    model.trunk.compile(dynamic=False)
+    model.compile_trunk()
 
 
 def evaluation_loader(config: Config, preprocess: Preprocess, test_set: ShardSet) -> EvaluationLoader:

@@ -1,5 +1,7 @@
 """The model: one trunk, global average pooling, and two linear heads, for classes and for the six proxy labels."""
 
+from collections.abc import Callable
+
 import torch
 from torch import nn
 
@@ -26,6 +28,16 @@ class SesemiModel(nn.Module):
         self.dropout = nn.Dropout(dropout)
         self.class_head = linear(self.trunk.out_channels, num_classes)
         self.proxy_head = linear(self.trunk.out_channels, VIEWS)
+        self._compiled_trunk: Callable[[torch.Tensor], torch.Tensor] | None = None
+
+    def compile_trunk(self) -> None:
+        """Have torch.compile make the trunk's kernels at the first training steps, one graph for either branch.
+
+        Evaluation, whose batches have other shapes, stays as it is.
+        """
+        def trunk(images: torch.Tensor) -> torch.Tensor:  # of torch.nn's own modules Dynamo skips the outermost frame
+            return self.trunk(images)
+        self._compiled_trunk = torch.compile(trunk, dynamic=False, fullgraph=True)
 
     def forward(self, labeled: torch.Tensor,
                 unlabeled: torch.Tensor | None = None) -> tuple[torch.Tensor, torch.Tensor | None]:
@@ -41,6 +53,5 @@ class SesemiModel(nn.Module):
         return self.class_head(self.dropout(self._features(labeled))), proxy_logits
 
     def _features(self, images: torch.Tensor) -> torch.Tensor:
-        # What torch.compile may have made of the trunk is for training; evaluation's batches have other shapes.
-        features = self.trunk(images) if self.training else self.trunk.forward(images)
-        return features.mean(dim=(2, 3))
+        trunk = self._compiled_trunk if self.training and self._compiled_trunk else self.trunk
+        return trunk(images).mean(dim=(2, 3))
