@@ -21,6 +21,7 @@ MAX_SHIFT = 2  # pixels on each axis
 NOISE = 0.15  # standard deviation, in whitened units
 NOISE_DRAWN_BY = "SplitMix64, 65536 quantiles"  # on a CPU; a checkpoint of other noise is another stream's
 PIECE_VALUES = 2**20  # augmented at a time on a CPU: few calls, and shares that end together
+VIEWED_SAMPLES = 64  # a batch at most: for more small ones DALI's transpose launches a grid of no blocks, an error
 VIEWS = 6  # rotations counter-clockwise by 0, 90, 180, 270 degrees (labels 0 to 3), left-right (4), up-down (5)
 
 
@@ -102,7 +103,7 @@ def mirror_some(images: DataNode, which: DataNode, name: str | None = None) -> D
 def six_views(images: DataNode) -> DataNode:
     """DALI: the six proxy views of each square image of a sample, (B, H, W, C) to (B, 6, H, W, C).
 
-    For at most 64 samples: DALI's transposition of more small ones asks a GPU for no blocks, which is an error.
+    For at most VIEWED_SAMPLES samples.
     """
     def transposed(x: DataNode) -> DataNode:
         return fn.transpose(x, perm=[0, 2, 1, 3], transpose_layout=False)

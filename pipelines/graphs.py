@@ -11,7 +11,7 @@ from nvidia.dali.data_node import DataNode
 
 from pipelines import augment
 
-STEPS_PER_RUN, RUN_BYTES = 32, 32 * 2**20  # steps in a run at most (see augment.six_views), and what they may take
+STEPS_PER_RUN, RUN_BYTES = 32, 32 * 2**20  # steps in a run at most, and what they may take
 EVALUATION_IMAGES = 128  # images a batch; part of what makes the evaluation's noise the same every time
 
 
@@ -64,6 +64,8 @@ def training_graph(images, mirrors, statistics, *, options: StreamOptions, devic
 
     def numbers(source: Callable) -> DataNode:
         return fn.external_source(source=source, batch=True, batch_info=True, device=device, dtype=types.FLOAT, ndim=4)
+    if options.views and options.steps_per_run > augment.VIEWED_SAMPLES:
+        raise ValueError(f"{options.steps_per_run} steps a run, expected at most {augment.VIEWED_SAMPLES}")
     pipeline = _pipeline(options.steps_per_run, device_id, seed, checkpoint)
     with pipeline:
         out = fn.external_source(source=images, batch=True, batch_info=True, device=device,

@@ -73,6 +73,9 @@ def test_a_gpu_s_samples_are_steps():
     """One of them an image would cost the host more than the training step, and DALI's transposition fails on a GPU."""
     for which in ("labeled", "unlabeled", "whitened"):
         assert graph(which, device_id=0).max_batch_size == 4
+    options = StreamOptions(16, views=True, flip=False, steps_per_run=65)
+    with pytest.raises(ValueError, match="65 steps a run, expected at most 64"):
+        training_graph(source, source, (), options=options, device_id=0, seed=1)
 
 
 @pytest.mark.parametrize("as_bytes", [False, True])
