@@ -16,7 +16,7 @@ from benchmarks.check import check, gcn
 from benchmarks.measure import alternate, machine, say, steps_per_second, table
 from benchmarks.rivals import WORKERS, Task
 from pipelines import errors, whitening
-from pipelines.errors import DataError, Parser
+from pipelines.errors import DataError, Parser, UsageError
 from pipelines.loader import Batch, SemiSupervisedLoader
 from pipelines.progress import progress_bar
 from pipelines.shards import ShardSet
@@ -57,6 +57,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--chart", type=Path, default=Path("benchmarks/loader.png"), metavar="PATH",
                         help="bar chart (default: %(default)s)")
     options = parser.parse_args(argv)
+    if min(options.workers) > cpu_cores():
+        raise UsageError(f"--workers: found {min(options.workers)} and more, expected at most one a core, "
+                         f"{cpu_cores()} here")
     device = torch.device(parse_device(options.gpu) or ("cuda:0" if torch.cuda.is_available() else "cpu"))
     shard_set = ShardSet(options.data / options.dataset / "train")
     with tempfile.TemporaryDirectory() as folder:

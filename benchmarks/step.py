@@ -4,7 +4,7 @@ import argparse
 import itertools
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
 
@@ -21,7 +21,7 @@ from pipelines.errors import Parser
 from pipelines.loader import Batch, SemiSupervisedLoader
 from pipelines.shards import ShardSet
 from sesemi.config import PRECISIONS, cpu_cores, default_precision, parse_device
-from sesemi.experiment import compile_model
+from sesemi.experiment import check_compiler
 from sesemi.model import SesemiModel
 from sesemi.trainer import Trainer
 
@@ -64,6 +64,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     shard_set = ShardSet(options.data / options.dataset / "train")
     preprocess = whitening.prepare(options.preprocess, [shard_set], device)
     precision = options.precision or default_precision(device)
+    if options.compile:
+        check_compiler(device)
     task = None
     if options.in_ram:
         task = build_task(shard_set, options.preprocess, options.batch_unlabeled, device, options.data)
@@ -93,15 +95,15 @@ def measure(network: str, loader: SemiSupervisedLoader, task: Task | None, num_c
 
     The steps take turns on one trainer; time waiting is the share of the fed turns that ``next(loader)`` took.
     """
-    trainer = build_trainer(network, num_classes, precision, device, options.cuda_graph)
+    trainer = build_trainer(network, num_classes, precision, device, options.cuda_graph, loader.settle)
     unit = loader.steps_per_run  # turns of whole runs, or one would end before what it has asked for is made
     batches = [next(loader) for _ in range(unit)]  # one run's, whose memory the first would keep anyway
     fixed = batches[0]
     with FlopCounterMode(display=False) as counter:
         trainer.train_step(fixed)
     flops = counter.get_total_flops()
-    if options.compile:  # not before the counter, beside which nothing is compiled
-        compile_model(trainer.model)
+    if options.compile:  # not before: beside the counter nothing is compiled
+        trainer.model.compile_trunk()
     steps = {"fed": partial(_fed_step, trainer, loader), "fixed": partial(trainer.train_step, fixed)}
     feeds = {"in_ram": rivals.in_ram(task)} if task is not None else {}
     if options.ready:
@@ -130,14 +132,15 @@ def _fed_step(trainer: Trainer, loader: Iterator[Batch]) -> None:
     trainer.seconds += time.perf_counter() - start
 
 
-def build_trainer(network: str, num_classes: int, precision: str, device: torch.device, cuda_graph: bool) -> Trainer:
+def build_trainer(network: str, num_classes: int, precision: str, device: torch.device, cuda_graph: bool,
+                  settle: Callable[[], object]) -> Trainer:
     """The product's trainer, around a network or around the least one there can be."""
     model = SesemiModel("wrn-10-1" if network == ONE_CONVOLUTION else network, num_classes)
     if network == ONE_CONVOLUTION:
         model.trunk = nn.Conv2d(3, model.trunk.out_channels, 3, padding=1)
     model = model.to(device, memory_format=torch.channels_last)
     return Trainer(model, steps=STEPS, base_lr=0.01, dtype=PRECISIONS[precision], cuda_graph=cuda_graph,
-                   log_every=STEPS)
+                   settle=settle, log_every=STEPS)
 
 
 if __name__ == "__main__":

@@ -1,10 +1,10 @@
-"""What is random, per image and step: shift, flip, noise, and the six views, as DALI fragments.
+"""What is random, per image and step: shift, flip, noise, and the six views.
 
 Order as in the reference: shift, flip, noise, then the views, which therefore share one shift and one noise
 draw. Images are H×W×C throughout, so that a batch is channels-last for the network without a copy. All but the
 shift have a twin for the CPU backend, all of them one compiled pass: DALI is slow at noise there and makes the views
-image by image. The GPU runs DALI's, whose samples are the images of a whole step: DALI's host work is for each sample,
-and for samples of one image it takes longer than the training step.
+image by image. On a GPU DALI does all but the shift, which is a gather out of the window there. Its samples are the
+images of a whole step: the host has work for each sample, which for samples of one image takes longer than the step.
 """
 
 import math

@@ -105,7 +105,8 @@ class Stream:
         which: LABELED or UNLABELED, so that streams of one seed differ.
         device: where batches arrive; the CPU or one GPU.
         helpers: threads for all but reading and the shift on a CPU; None for one of the stream's own.
-        in_graph: what follows the shift by DALI (the GPU's way), not its twins; None for what the device does best.
+        in_graph: the GPU's way, all but the shift by DALI; False for the CPU's, the shift by DALI and the rest by a
+            compiled pass; None for that of the device.
 
     Iterating yields Examples: (batch, C, H, W) and labels, or with views (6·batch, C, H, W), image by image,
     and proxy labels. Tensors are the caller's to keep; one keeps the memory of its whole run.

@@ -12,6 +12,8 @@ import torch
 from pipelines.errors import DataError, reason
 from pipelines.files import write_atomically
 
+VERSION = 2  # in 1, some convolutions had biases, and batch norm counted its batches
+
 
 def save(path: Path, state: dict, keep: int = 1, before: int | None = None) -> None:
     """Write ``state`` (tensors, numbers, strings, containers of those) atomically to ``path``.
@@ -31,7 +33,7 @@ def save(path: Path, state: dict, keep: int = 1, before: int | None = None) -> N
         except OSError:  # a file system without links
             with open(path, "rb") as newest:
                 write_atomically(earlier, lambda file: shutil.copyfileobj(newest, file))
-    write_atomically(path, lambda file: torch.save(state, file))
+    write_atomically(path, lambda file: torch.save({"version": VERSION, **state}, file))
     found = kept(path)
     sound = [one for one in found if before is None or int(one.stem[-9:]) <= before]
     for old in set(found) - set(sound[:keep - 1]):
@@ -67,13 +69,18 @@ def load(path: Path, device: torch.device) -> dict:
         with zipfile.ZipFile(path) as archive:  # PyTorch does not look at the checksums
             if damaged := archive.testzip():
                 raise ValueError(f"wrong checksum of {damaged}")
-        return torch.load(path, map_location=device, weights_only=True)
+        state = torch.load(path, map_location=device, weights_only=True)
     except FileNotFoundError:
         raise DataError(f"{path}: no checkpoint here; has the run started, and reached its first checkpoint?") from None
     except (MemoryError, torch.OutOfMemoryError, OSError):
         raise
     except Exception as error:  # a damaged file may have PyTorch raise anything
         raise DataError(f"{path}: not a readable checkpoint ({reason(error)})") from None
+    version = state.get("version", 1) if isinstance(state, dict) else VERSION
+    if version != VERSION:
+        raise DataError(f"{path}: checkpoint of version {version!r} found, {VERSION} expected: another version of this "
+                        f"program wrote it; use that one, or start a new --run")
+    return state
 
 
 def check_same_run(path: Path, saved: dict, expected: dict) -> None:

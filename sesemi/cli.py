@@ -62,8 +62,8 @@ def build_parser() -> Parser:
     lines("--cuda-graph", action=argparse.BooleanOptionalAction,
           help="on a GPU, replay the step as one CUDA graph instead of launching its kernels one by one (default: yes)")
     lines("--compile", action=argparse.BooleanOptionalAction,
-          help="have torch.compile fuse the network's operations: takes half a minute first, and a C compiler; pays in "
-               "long runs on a GPU (default: no)")
+          help="fuse the network's operations by torch.compile, for long runs on a GPU: needs a C++ compiler, and the "
+               "first step takes half a minute longer (default: no)")
     lines("--seed", type=errors.non_negative_int, metavar="N",
           help="of everything random but the choice of labels (default: 0)")
     lines("--data", metavar="PATH", help=f"folder of the prepared sets (default: {Config.data})")

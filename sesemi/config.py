@@ -18,7 +18,7 @@ from sesemi.presets import preset_for
 METHODS = ("sesemi", "asl", "supervised")
 PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 PREPROCESS = ("zca", "gcn", "standardize")
-CHANGEABLE = {"run", "cuda_graph", "compile", "log_every", "checkpoint_every", "keep"}  # in a resumed run; the GPU, too
+CHANGEABLE = {"run", "cuda_graph", "log_every", "checkpoint_every", "keep"}  # when a run is resumed; which GPU, too
 ZCA_PIXELS = 48  # the covariance of 48×48 RGB takes 0.4 GB, that of 96×96 takes 6
 
 
@@ -176,6 +176,7 @@ class Config:
             dropout=dropout if self.dropout is None else self.dropout,
             trunk_dropout=trunk_dropout if self.trunk_dropout is None else self.trunk_dropout,
             precision=self.precision or default_precision(torch.device(device)),
+            cuda_graph=self.cuda_graph and device != "cpu",
             eval_every=evaluate if self.eval_every is None else self.eval_every,
             run=self.run or f"runs/{self.dataset}-{self.network}-{labels}-{self.method}{extra_name}-seed{self.seed}")
 

@@ -16,13 +16,17 @@ class GraphedStep:
         step: works on the batch and on tensors that stay where they are, which it changes in place: what Python
             computes is done while the step is recorded, and never again. It must not wait for the device.
         device: a GPU.
+        settle: called before the step is recorded, to wait until no other thread works on the GPU: the loader's
+            ``settle``. A thread that synchronises the device meanwhile, as DALI's may, would end the recording with an
+            error.
 
     The recording holds for batches of one shape; others are given to ``step`` itself. Batches are copied on the
     caller's current stream, and may be freed when the call returns.
     """
 
-    def __init__(self, step: Callable[[Batch], None], device: torch.device):
-        self._step, self._device = step, device
+    def __init__(self, step: Callable[[Batch], None], device: torch.device,
+                 settle: Callable[[], object] = lambda: None):
+        self._step, self._device, self._settle = step, device, settle
         self._stream = torch.cuda.Stream(device)  # nothing can be recorded on the default one
         self._warmed_up = 0
         self._graph: torch.cuda.CUDAGraph | None = None
@@ -51,9 +55,11 @@ class GraphedStep:
 
     def _record(self, batch: Batch) -> None:
         self._batch = Batch(*(part and Examples(*(tensor.clone() for tensor in part)) for part in batch))
+        self._settle()
         graph = torch.cuda.CUDAGraph()
-        # The loader's threads may allocate meanwhile, which the default mode takes for a mistake of this one.
-        with torch.cuda.graph(graph, stream=self._stream, capture_error_mode="thread_local"):
+        # What other threads do is theirs: in the default mode an allocation of one would end the recording.
+        with torch.cuda.device(self._device), \
+                torch.cuda.graph(graph, stream=self._stream, capture_error_mode="thread_local"):
             self._step(self._batch)
         self._graph = graph
 

@@ -6,7 +6,7 @@ from pipelines.evaluation import EvaluationLoader
 from pipelines.progress import progress_bar
 from sesemi.model import SesemiModel
 
-FORWARD_VIEWS = {"cpu": 256, "cuda": 1024}  # through the network at a time: of a ConvNet some 50 and 400 MB
+FORWARD_VALUES = {"cpu": 256 * 3072, "cuda": 1024 * 3072}  # through the network at a time, or one image: for memory
 
 
 @torch.no_grad()
@@ -21,8 +21,9 @@ def error_rate(model: SesemiModel, loader: EvaluationLoader, autocast: torch.aut
     wrong, images = None, 0
     with progress_bar(len(loader), " batches", "evaluating", leave=False, disable=not progress) as bar:
         for views, labels in loader:
+            at_a_time = max(1, FORWARD_VALUES[views.device.type] // views[0].numel())
             with autocast:
-                logits = torch.cat([model(part)[0] for part in views.split(FORWARD_VIEWS[views.device.type])])
+                logits = torch.cat([model(part)[0] for part in views.split(at_a_time)])
             predicted = averaged_prediction(logits, loader.views)
             mistakes = (predicted != labels).sum()
             wrong = mistakes if wrong is None else wrong + mistakes

@@ -1,7 +1,5 @@
 """A run from its configuration: data, loader, model, trainer, evaluation, files."""
 
-import os
-import shutil
 import signal
 import threading
 from collections.abc import Callable
@@ -12,7 +10,7 @@ from pathlib import Path
 import torch
 
 from pipelines import whitening
-from pipelines.errors import DataError, Stopped, UsageError
+from pipelines.errors import DataError, Stopped, UsageError, reason
 from pipelines.evaluation import EvaluationLoader
 from pipelines.files import locked, made, remove_leftovers
 from pipelines.loader import SemiSupervisedLoader
@@ -46,6 +44,8 @@ def train(config: Config, resume: bool = False) -> dict:
     if config.extra is not None:
         sets["extra"] = ShardSet(config.extra_path)
     config = config.resolve(**sets)
+    if config.compile:
+        check_compiler(torch.device(config.device))
     folder = RunFolder(config.run)
     if folder.path.exists() and not folder.path.is_dir():
         raise UsageError(f"--run: {folder.path} is a file, expected a folder; choose another --run")
@@ -81,9 +81,9 @@ def _train(config: Config, folder: RunFolder, preprocess: Preprocess, sets: dict
     stack.callback(loader.close)
     model = build_model(config, classes, train_set.image_shape[2])
     if config.compile:
-        compile_model(model)
+        model.compile_trunk()
     trainer = Trainer(model, steps=config.steps, base_lr=config.lr, dtype=PRECISIONS[config.precision],
-                      cuda_graph=config.cuda_graph, log_every=config.log_every)
+                      cuda_graph=config.cuda_graph, settle=loader.settle, log_every=config.log_every)
     evaluation = evaluation_loader(config, preprocess, sets["test"])
     latest = {"step": 0}
     fingerprints = {name: one.fingerprint for name, one in sets.items()}
@@ -248,13 +248,13 @@ def build_model(config: Config, num_classes: int, channels: int) -> SesemiModel:
     return model.to(config.device, memory_format=torch.channels_last)
 
 
-def compile_model(model: SesemiModel) -> None:
-    """``model.compile_trunk()``; UsageError where torch.compile lacks a compiler, whose own message is a page."""
-    compilers = (os.environ.get("CC"), "cc", "gcc", "clang")
-    if not any(shutil.which(name) for name in compilers if name):
-        raise UsageError("--compile: no C compiler found (cc, gcc, clang), which torch.compile needs; install one, "
-                         "such as Debian's build-essential, or leave --compile out")
-    model.compile_trunk()
+def check_compiler(device: torch.device) -> None:
+    """Try torch.compile on one operation; UsageError where it lacks a compiler, for which its own message is a page."""
+    try:
+        torch.compile(lambda x: x + 1, dynamic=False)(torch.ones(8, device=device))
+    except Exception as error:  # of any kind: missing compilers, headers, GPUs that are too old
+        raise UsageError(f"--compile: torch.compile does not work here ({reason(error)}); install a C++ compiler and "
+                         f"Python's headers (Debian: build-essential, python3-dev), or leave it out") from None
 
 
 def evaluation_loader(config: Config, preprocess: Preprocess, test_set: ShardSet) -> EvaluationLoader:

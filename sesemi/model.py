@@ -31,11 +31,11 @@ class SesemiModel(nn.Module):
         self._compiled_trunk: Callable[[torch.Tensor], torch.Tensor] | None = None
 
     def compile_trunk(self) -> None:
-        """Have torch.compile make the trunk's kernels at the first training steps, one graph for either branch.
+        """Compile the trunk with torch.compile at the first training step, into one graph for each branch.
 
-        Evaluation, whose batches have other shapes, stays as it is.
+        Evaluation, whose batches have other shapes, stays eager.
         """
-        def trunk(images: torch.Tensor) -> torch.Tensor:  # of torch.nn's own modules Dynamo skips the outermost frame
+        def trunk(images: torch.Tensor) -> torch.Tensor:  # Dynamo does not compile the forward of nn.Sequential itself
             return self.trunk(images)
         self._compiled_trunk = torch.compile(trunk, dynamic=False, fullgraph=True)
 
@@ -44,7 +44,8 @@ class SesemiModel(nn.Module):
         """Class logits (n, classes) of labeled images and proxy logits (m, 6) of unlabeled views, if any.
 
         The trunk runs on each branch by itself, so batch statistics are per branch. The running ones are the labeled
-        branch's alone, as (for all practical purposes) in the reference: test images are upright, as labeled ones are.
+        branch's alone: test images are upright, as labeled ones are. (In the reference each branch overwrites them with
+        an average of its own, in no fixed order; where that was watched, the labeled branch was last most often.)
         """
         proxy_logits = None
         if unlabeled is not None:

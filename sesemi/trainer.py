@@ -44,13 +44,14 @@ class Trainer:
         base_lr: learning rate of the first step.
         dtype: of the forward pass; float16 scales the gradients.
         cuda_graph: on a GPU, replay the step as one CUDA graph; see ``sesemi.cudagraph``.
+        settle: for the CUDA graph, waits until no other thread works on the GPU; the loader's ``settle``.
         log_every: steps between calls of ``on_log``.
         on_log: called with a TrainLine.
         after_step: called with the number of steps done, after each; the place for evaluation and checkpoints.
     """
 
     def __init__(self, model: SesemiModel, *, steps: int, base_lr: float, dtype: torch.dtype = torch.float32,
-                 cuda_graph: bool = False, log_every: int = 50,
+                 cuda_graph: bool = False, settle: Callable[[], object] = lambda: None, log_every: int = 50,
                  on_log: Callable[[TrainLine], object] = lambda line: None,
                  after_step: Callable[[int], object] = lambda step: None):
         self.model, self.steps, self.base_lr = model, steps, base_lr
@@ -68,7 +69,7 @@ class Trainer:
         self._sums = torch.zeros(3, device=self.device)  # class loss, proxy loss, proxy accuracy since the last line
         self._since = (0, 0, 0.0, 0.0)  # step, images, seconds, waited at the last line
         self._stop = False
-        self._graphed = cuda_graph and self.device.type == "cuda"
+        self._graphed, self._settle = cuda_graph and self.device.type == "cuda", settle
         self._run_step = self._new_run_step()
         if self.device.type == "cuda":
             torch.backends.cudnn.benchmark = True  # shapes stay the same, so it pays to try cuDNN's algorithms once
@@ -89,7 +90,7 @@ class Trainer:
         return self.step == self.steps
 
     def train_step(self, batch: Batch) -> None:
-        """One step of the method on one batch; nothing in it waits for the device."""
+        """One step of the method on one batch; it does not wait for the device, unless it records the CUDA graph."""
         self.rate.fill_(learning_rate(self.step, self.steps, self.base_lr))
         self._run_step(batch)
         self.images += len(batch.labeled.images) + (0 if batch.unlabeled is None else len(batch.unlabeled.images))
@@ -113,7 +114,7 @@ class Trainer:
         self._sums += torch.stack([class_loss.detach(), proxy_loss.detach(), correct])
 
     def _new_run_step(self) -> Callable[[Batch], None]:
-        return GraphedStep(self._update, self.device) if self._graphed else self._update
+        return GraphedStep(self._update, self.device, self._settle) if self._graphed else self._update
 
     def stop(self) -> None:
         """Leave ``train`` after the step under way. May be called from a signal handler."""

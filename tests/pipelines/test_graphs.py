@@ -36,7 +36,7 @@ def test_every_gpu_operator_is_registered_and_none_falls_back(which):
     pipeline = graph(which, device_id=0)
     ops = operators(pipeline)
     for name, kind, inputs, outputs in ops:
-        if kind == "ExternalSource":  # the upload, and the draws: arguments of operators, which DALI wants on the CPU
+        if kind == "ExternalSource":  # the upload; and the evaluation's offsets, which DALI wants on the CPU
             assert inputs == []
             continue
         assert outputs == ["gpu"], f"{name} ({kind}) runs on the CPU, after the upload"

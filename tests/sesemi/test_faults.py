@@ -5,6 +5,7 @@ import fcntl
 import io
 import json
 import os
+import re
 import resource
 import signal
 import subprocess
@@ -318,3 +319,31 @@ def test_lines_that_will_be_written_again_go(tmp_path):
         file.write(b"\xff\n")  # what a power cut may leave
     MetricsLog(folder, 6, 4).close()
     assert [json.loads(line) for line in folder.metrics.read_text().splitlines()] == lines[:3]
+
+
+def test_a_checkpoint_of_another_version_is_refused(prepared, tmp_path, command):
+    """By both commands, saying what to do; a checkpoint without a version is of the first."""
+    run = tmp_path / "run"
+    assert train(command, prepared, run)[0] == 0
+    state = checkpoint.load(run / "checkpoint.pt", CPU)
+    (run / "result.json").unlink()
+    for path in run.glob("checkpoint*.pt"):
+        torch.save({name: value for name, value in state.items() if name != "version"}, path)
+    for words in (("train", "--resume", "--run", run), ("evaluate", run)):
+        status, _, err = command(cli.main, *words)
+        assert status == 1
+        assert re.search(r"error: .*checkpoint\.pt: checkpoint of version 1 found, 2 expected: .*start a new --run$",
+                         err.strip().splitlines()[-1])
+
+
+@pytest.mark.slow
+def test_compile_without_a_compiler_is_one_line(prepared, tmp_path):
+    """Before anything is written."""
+    words = map(str, [*arguments(prepared, tmp_path / "run"), "--compile"])
+    done = subprocess.run([sys.executable, "-m", "sesemi", *words], capture_output=True, text=True, check=False,
+                          env={**os.environ, "CXX": "no-such-compiler", "TORCHINDUCTOR_CACHE_DIR": str(tmp_path)})
+    assert done.returncode == 2
+    expected = r"^error: --compile: torch.compile does not work here \(.*compiler.*\); install .*\n\Z"
+    assert re.search(expected, done.stderr, re.M)
+    assert "Traceback" not in done.stderr
+    assert not (tmp_path / "run").exists()
