@@ -139,6 +139,7 @@ class Trainer:
         self.scaler.load_state_dict(state["scaler"])
         self.step, self.images = state["step"], state["images"]
         self.seconds, self.waited = state["seconds"], state["waited"]
+        self.rate.fill_(self._last_rate)
         self._sums.copy_(state["sums"])
         self._since = tuple(state["since"])
         self._run_step = self._new_run_step()  # what was recorded knows the optimiser's tensors of before
