@@ -1,13 +1,12 @@
 """Whether a loader's batches are what the method says, by plain NumPy: what every rival and ours must pass."""
 
-import itertools
 from collections.abc import Callable, Iterator
 
 import numpy as np
 
 from pipelines.loader import Batch
 
-STEPS, LABELED_IMAGES = 4, 384  # batches looked at: so many at least, or more where they are small
+STEPS, LABELED_IMAGES = 4, 384  # batches looked at, and labeled images in them: so many at least
 TOLERANCE = 1e-4
 
 
@@ -50,9 +49,7 @@ def check(build: Callable[[float], Iterator[Batch]], images: np.ndarray, labels:
 
     clean, noisy = build(0.0), build(0.15)
     flipped, left, seen, shifts = [], [], [], set()
-    for number in itertools.count():
-        if number >= STEPS and sum(map(len, seen)) >= LABELED_IMAGES:
-            break
+    while len(seen) < STEPS or sum(map(len, seen)) < LABELED_IMAGES:
         for source, noise in ((clean, 0.0), (noisy, 0.15)):
             batch = next(source)
             which, rest = nearest(batch.labeled.images.cpu().numpy())

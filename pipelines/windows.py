@@ -220,11 +220,12 @@ class Windows:
                 return
             window, rows = padded, np.arange(len(rows))
         rows = upload(rows, self._device)
-        for values, result in zip(window.parts, out.parts, strict=True):
-            if offsets is not None and values is window.images:
-                crop(values, rows, upload(offsets, self._device), result)
-            else:
-                torch.index_select(values, 0, rows, out=result)
+        if offsets is None:
+            torch.index_select(window.images, 0, rows, out=out.images)
+        else:
+            crop(window.images, rows, upload(offsets, self._device), out.images)
+        for values, result in zip(window.parts[1:], out.parts[1:], strict=True):
+            torch.index_select(values, 0, rows, out=result)
 
     def _load(self, epoch: int, window: int) -> np.ndarray | Pixels:
         """A window: images as they are, or with ZCA applied, (n, H, W, C), on a CPU; padded ones on a GPU."""

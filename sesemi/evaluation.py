@@ -6,7 +6,7 @@ from pipelines.evaluation import EvaluationLoader
 from pipelines.progress import progress_bar
 from sesemi.model import SesemiModel
 
-FORWARD_VALUES = {"cpu": 256 * 3072, "cuda": 1024 * 3072}  # through the network at a time, or one image: for memory
+FORWARD_VALUES = {"cpu": 256 * 3072, "cuda": 1024 * 3072}  # of images in one forward pass, to bound its memory
 
 
 @torch.no_grad()

@@ -1,4 +1,4 @@
-"""What only a GPU can show of training: mixed precision, the CUDA graph beside eager steps, going on, evaluation."""
+"""What only a GPU can show of training: mixed precision, the CUDA graph against eager steps, resuming."""
 
 import itertools
 

@@ -119,7 +119,7 @@ def test_running_statistics_are_the_labeled_branch_s_alone(name):
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["convnet", "wrn-10-1"])
 def test_a_compiled_model_trains_and_is_evaluated_as_it_is(name):
-    """From two graphs, one for either branch: in pieces it would be no faster."""
+    """From two graphs, one for each branch: in pieces it would be no faster."""
     torch.manual_seed(1)
     images, views = torch.randn(6, 3, 16, 16), torch.randn(12, 3, 16, 16)
     states, outputs = [], []
