@@ -4,7 +4,7 @@ from collections.abc import Callable, Iterator
 
 import numpy as np
 
-from pipelines.loader import Batch
+from pipelines.batch import Batch
 
 STEPS, LABELED_IMAGES = 4, 384  # batches looked at, and labeled images in them: so many at least
 TOLERANCE = 1e-4

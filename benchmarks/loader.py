@@ -15,12 +15,14 @@ from benchmarks import rivals, rivals_files
 from benchmarks.check import check, gcn
 from benchmarks.measure import alternate, machine, say, steps_per_second, table
 from benchmarks.rivals import WORKERS, Task
-from pipelines import errors, whitening
-from pipelines.errors import DataError, Parser, UsageError
-from pipelines.loader import Batch, SemiSupervisedLoader
-from pipelines.progress import progress_bar
+from pipelines import whitening
+from pipelines.batch import Batch
+from pipelines.common import errors
+from pipelines.common.errors import DataError, Parser, UsageError
+from pipelines.common.progress import progress_bar
+from pipelines.loader import SemiSupervisedLoader
 from pipelines.shards import ShardSet
-from pipelines.writer import ShardWriter
+from pipelines.shards.writer import ShardWriter
 from sesemi.config import cpu_cores, parse_device
 
 EXAMPLE = """example:

@@ -14,15 +14,15 @@ import numpy as np
 import torch
 
 from benchmarks.measure import machine, say, table
-from pipelines import errors
-from pipelines.errors import DataError, Parser, UsageError
+from pipelines.common import errors
+from pipelines.common.errors import DataError, Parser, UsageError
+from pipelines.common.memory import peak_rss_bytes
+from pipelines.common.progress import progress_bar
 from pipelines.loader import SemiSupervisedLoader
-from pipelines.memory import peak_rss_bytes
-from pipelines.progress import progress_bar
 from pipelines.sampling import class_balanced_subset
 from pipelines.shards import ShardSet, Subset
+from pipelines.shards.writer import ShardWriter
 from pipelines.whitening import Preprocess
-from pipelines.writer import ShardWriter
 from sesemi.config import cpu_cores, parse_device
 
 EXAMPLE = """examples:

@@ -7,8 +7,8 @@ import numpy as np
 import torch
 
 from benchmarks.measure import say, table
-from pipelines import errors
-from pipelines.errors import Parser
+from pipelines.common import errors
+from pipelines.common.errors import Parser
 from pipelines.loader import default_block_images
 from pipelines.sampling import Order, generator
 from pipelines.windows import GPU_WINDOW_BYTES, default_window_images, padded_shape

@@ -15,8 +15,8 @@ import numpy as np
 import torch
 
 from benchmarks.measure import machine, say, table
-from pipelines import errors
-from pipelines.errors import Parser
+from pipelines.common import errors
+from pipelines.common.errors import Parser
 from tools import prepare
 from tools.sources import Source, cifar, tiny_images
 

@@ -14,7 +14,7 @@ import torch
 from PIL import Image
 from torch.utils.data import DataLoader, Dataset
 
-from pipelines.loader import Batch, Examples
+from pipelines.batch import Batch, Examples
 
 WORKERS = (0, 1, 2, 4, 8, 12, 16)  # tried for the DataLoader, up to the number of cores
 

@@ -13,7 +13,7 @@ import torch
 from torch.utils.data import DataLoader
 
 from benchmarks.rivals import Augment, Task, augment_batch, gcn, six_views
-from pipelines.loader import Batch
+from pipelines.batch import Batch
 
 SHARD_IMAGES = 10_000
 

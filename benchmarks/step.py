@@ -16,9 +16,11 @@ from benchmarks import rivals
 from benchmarks.loader import build_task
 from benchmarks.measure import alternate, machine, say, table
 from benchmarks.rivals import Task
-from pipelines import errors, whitening
-from pipelines.errors import Parser
-from pipelines.loader import Batch, SemiSupervisedLoader
+from pipelines import whitening
+from pipelines.batch import Batch
+from pipelines.common import errors
+from pipelines.common.errors import Parser
+from pipelines.loader import SemiSupervisedLoader
 from pipelines.shards import ShardSet
 from sesemi.config import PRECISIONS, cpu_cores, default_precision, parse_device
 from sesemi.experiment import check_compiler

@@ -17,12 +17,11 @@ import torch
 from nvidia.dali import fn, types
 from nvidia.dali.data_node import DataNode
 
-MAX_SHIFT = 2  # pixels on each axis
-NOISE = 0.15  # standard deviation, in whitened units
+from pipelines.batch import MAX_SHIFT, VIEWS
+
 NOISE_DRAWN_BY = "SplitMix64, 65536 quantiles"  # on a CPU; a checkpoint of other noise is another stream's
 PIECE_VALUES = 2**20  # augmented at a time on a CPU: few calls, and shares that end together
 VIEWED_SAMPLES = 64  # a batch at most: for more small ones DALI's transpose launches a grid of no blocks, an error
-VIEWS = 6  # rotations counter-clockwise by 0, 90, 180, 270 degrees (labels 0 to 3), left-right (4), up-down (5)
 
 
 def mirror_pad(images: torch.Tensor, out: torch.Tensor, by: int = MAX_SHIFT) -> None:

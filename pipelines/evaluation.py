@@ -5,9 +5,9 @@ from collections.abc import Iterator
 import numpy as np
 import torch
 
-from pipelines.augment import NOISE
+from pipelines.batch import NOISE, Examples
 from pipelines.graphs import EVALUATION_IMAGES, evaluation_graph, evaluation_views, for_dali, run_pipeline
-from pipelines.loader import CPU_NOISE, DALI_NOISE, DRAWS, EVALUATION, Examples, with_index
+from pipelines.loader import CPU_NOISE, DALI_NOISE, DRAWS, EVALUATION, with_index
 from pipelines.sampling import draw_jitter, generator, seed_from, word_from
 from pipelines.shards import ShardSet, Subset
 from pipelines.whitening import Preprocess

@@ -2,7 +2,6 @@
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -10,38 +9,15 @@ from nvidia.dali import Pipeline, fn, types
 from nvidia.dali.data_node import DataNode
 
 from pipelines import augment
+from pipelines.batch import MAX_SHIFT, VIEWS, StreamOptions
 
 STEPS_PER_RUN, RUN_BYTES = 32, 32 * 2**20  # steps in a run at most, and what they may take
 EVALUATION_IMAGES = 128  # images a batch; part of what makes the evaluation's noise the same every time
 
 
-@dataclass(frozen=True)
-class StreamOptions:
-    """What fixes a stream's batches, beside the data and the seed. A checkpoint holds for equal options only.
-
-    Args:
-        batch: images a step.
-        views: six proxy views of every image, instead of the image and its label.
-        flip: mirror left to right with probability one half.
-        noise: standard deviation of the Gaussian noise; 0 for none.
-        steps_per_run: steps in one DALI pipeline run; None for 32, or fewer where they would take more than 32 MiB.
-        block_images: consecutive images read at a time; None for 8, or fewer where a window would have fewer than
-            512 blocks: small against runs of equal content in the source, and many enough to mix.
-        window_images: images on the device at a time; None for a size that suits the device.
-    """
-
-    batch: int
-    views: bool
-    flip: bool
-    noise: float = augment.NOISE
-    steps_per_run: int | None = None
-    block_images: int | None = None
-    window_images: int | None = None
-
-
 def default_steps_per_run(options: StreamOptions, image_shape: tuple[int, int, int]) -> int:
     """Steps in a run: so many that its own cost is little, so few that its batches take some 32 MiB."""
-    a_step = 4 * math.prod(image_shape) * options.batch * (augment.VIEWS if options.views else 1)
+    a_step = 4 * math.prod(image_shape) * options.batch * (VIEWS if options.views else 1)
     return max(1, min(STEPS_PER_RUN, RUN_BYTES // a_step))
 
 
@@ -120,7 +96,7 @@ def evaluation_graph(images, offsets, *, size: tuple[int, int], flip: bool, nois
         padded = fn.external_source(source=images, batch=True, batch_info=True, device=device,
                                     dtype=types.FLOAT, ndim=3, layout="HWC")
         starts = fn.external_source(source=offsets, batch=True, batch_info=True, ndim=1, dtype=types.INT32)
-        plain = augment.shift(padded, (augment.MAX_SHIFT, augment.MAX_SHIFT), size, "plain")
+        plain = augment.shift(padded, (MAX_SHIFT, MAX_SHIFT), size, "plain")
         jittered = augment.shift(padded, starts, size, "jittered")
         views = [plain, jittered]
         if in_graph:

@@ -18,10 +18,9 @@ import numpy as np
 import torch
 
 from pipelines import augment
-from pipelines.augment import NOISE, VIEWS
+from pipelines.batch import NOISE, VIEWS, Batch, Examples, StreamOptions
 from pipelines.buffers import Buffers
 from pipelines.graphs import (
-    StreamOptions,
     default_steps_per_run,
     for_dali,
     run_pipeline,
@@ -39,23 +38,6 @@ BLOCK_IMAGES, WINDOW_BLOCKS = 8, 512  # images read at a time at most, and block
 LABELED, UNLABELED, EVALUATION = 0, 1, 2  # which stream it is for
 OUT_OF_ORDER = "the stream was interrupted while it asked for a run; load_state_dict puts it right"
 RUNS_AHEAD = {"cpu": 0, "cuda": 2}  # runs made or in the making while another is handed out
-
-
-class Examples(NamedTuple):
-    """Images and what they are: float32 (n, C, H, W), channels-last in memory; int64 (n,)."""
-
-    images: torch.Tensor
-    labels: torch.Tensor
-
-
-class Batch(NamedTuple):
-    """One training step: 6B labeled images, and B unlabeled ones in six views each with their proxy labels.
-
-    ``unlabeled`` is None where the method has no proxy branch.
-    """
-
-    labeled: Examples
-    unlabeled: Examples | None
 
 
 def default_block_images(window_images: int) -> int:

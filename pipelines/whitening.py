@@ -14,10 +14,10 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from pipelines.errors import DataError, reason
-from pipelines.files import remove_leftovers, write_atomically
-from pipelines.progress import progress_bar
-from pipelines.reading import open_regular
+from pipelines.common.errors import DataError, reason
+from pipelines.common.files import remove_leftovers, write_atomically
+from pipelines.common.progress import progress_bar
+from pipelines.common.reading import open_regular
 from pipelines.sampling import evenly_spread
 from pipelines.shards import ShardSet
 

@@ -18,7 +18,8 @@ from typing import NamedTuple
 import numpy as np
 import torch
 
-from pipelines.augment import MAX_SHIFT, crop, mirror_pad
+from pipelines.augment import crop, mirror_pad
+from pipelines.batch import MAX_SHIFT
 from pipelines.buffers import Buffers
 from pipelines.sampling import Order, Segment
 from pipelines.shards import ImageSource

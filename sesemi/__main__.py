@@ -2,7 +2,7 @@
 
 import sys
 
-from pipelines import errors
+from pipelines.common import errors
 from sesemi import cli
 
 if __name__ == "__main__":

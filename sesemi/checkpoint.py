@@ -9,8 +9,8 @@ from pathlib import Path
 
 import torch
 
-from pipelines.errors import DataError, reason
-from pipelines.files import write_atomically
+from pipelines.common.errors import DataError, reason
+from pipelines.common.files import write_atomically
 
 VERSION = 2  # in 1, some convolutions had biases, and batch norm counted its batches
 

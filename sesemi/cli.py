@@ -5,8 +5,8 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from pipelines import errors
-from pipelines.errors import DataError, Parser, UsageError
+from pipelines.common import errors
+from pipelines.common.errors import DataError, Parser, UsageError
 from sesemi.config import CHANGEABLE, METHODS, PRECISIONS, PREPROCESS, Config, parse_device
 from sesemi.networks import NAMES
 

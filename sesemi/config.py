@@ -6,11 +6,11 @@ from pathlib import Path
 
 import torch
 
-from pipelines.augment import MAX_SHIFT, NOISE
-from pipelines.errors import DataError, UsageError
-from pipelines.manifest import MANIFEST
+from pipelines.batch import MAX_SHIFT, NOISE
+from pipelines.common.errors import DataError, UsageError
 from pipelines.sampling import class_balanced_subset
 from pipelines.shards import ShardSet
+from pipelines.shards.manifest import MANIFEST
 from sesemi.model import SesemiModel
 from sesemi.networks import build_trunk
 from sesemi.presets import preset_for

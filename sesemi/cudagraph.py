@@ -4,7 +4,7 @@ from collections.abc import Callable
 
 import torch
 
-from pipelines.loader import Batch, Examples
+from pipelines.batch import Batch, Examples
 
 WARM_UP = 3  # eager steps first: cuDNN chooses its algorithms, the optimiser and the gradient scaler make their state
 

@@ -5,9 +5,9 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from pipelines import errors
-from pipelines.errors import Parser
-from pipelines.manifest import MANIFEST
+from pipelines.common import errors
+from pipelines.common.errors import Parser
+from pipelines.shards.manifest import MANIFEST
 
 EXAMPLE = """example:
   python -m sesemi.demo --gpu none --seeds 2

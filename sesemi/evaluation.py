@@ -2,8 +2,8 @@
 
 import torch
 
+from pipelines.common.progress import progress_bar
 from pipelines.evaluation import EvaluationLoader
-from pipelines.progress import progress_bar
 from sesemi.model import SesemiModel
 
 FORWARD_VALUES = {"cpu": 256 * 3072, "cuda": 1024 * 3072}  # of images in one forward pass, to bound its memory

@@ -10,12 +10,12 @@ from pathlib import Path
 import torch
 
 from pipelines import whitening
-from pipelines.errors import DataError, Stopped, UsageError, reason
+from pipelines.common.errors import DataError, Stopped, UsageError, reason
+from pipelines.common.files import locked, made, remove_leftovers
+from pipelines.common.memory import peak_rss_bytes
+from pipelines.common.progress import progress_bar
 from pipelines.evaluation import EvaluationLoader
-from pipelines.files import locked, made, remove_leftovers
 from pipelines.loader import SemiSupervisedLoader
-from pipelines.memory import peak_rss_bytes
-from pipelines.progress import progress_bar
 from pipelines.sampling import class_balanced_subset
 from pipelines.shards import ShardSet, Subset
 from pipelines.whitening import Preprocess

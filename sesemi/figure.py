@@ -10,8 +10,10 @@ import numpy as np
 import torch
 from PIL import Image
 
-from pipelines import augment, errors
-from pipelines.errors import Parser
+from pipelines import augment
+from pipelines.batch import NOISE, VIEWS
+from pipelines.common import errors
+from pipelines.common.errors import Parser
 from pipelines.whitening import Preprocess
 from pipelines.windows import Pixels, padded_shape, to_device
 
@@ -42,7 +44,7 @@ def draw() -> str:
     batches = {split.name: next(split.batches()) for split in digits.read().splits}
     images, labels = batches["train"]
     labeled, unlabeled = (int(np.flatnonzero(labels == digit)[0]) for digit in (7, 2))
-    (one,), six = augmented(images[labeled]), augmented(images[unlabeled], (augment.VIEWS,))
+    (one,), six = augmented(images[labeled]), augmented(images[unlabeled], (VIEWS,))
     parts = [arrow(92, 88, 118, 88), arrow(258, 88, 284, 88), arrow(356, 88, 618, 88),
              arrow(92, 262, 118, 262), arrow(258, 262, 284, 262), arrow(564, 262, 618, 262),
              picture(images[labeled], 20, 52, 72), text(56, 144, "labeled: “7”"),
@@ -72,7 +74,7 @@ def augmented(image: np.ndarray, views: tuple[int, ...] = ()) -> torch.Tensor:
     to_device(image[None], Preprocess("gcn", image.shape), Pixels(padded))
     shifted = padded[:, 4:4 + image.shape[0], 1:1 + image.shape[1]]
     out = torch.empty(1, *views, *image.shape)
-    augment.augment_cpu(shifted.contiguous(), (), out, deviation=augment.NOISE)
+    augment.augment_cpu(shifted.contiguous(), (), out, deviation=NOISE)
     return out.flatten(0, -4)
 
 

@@ -5,7 +5,7 @@ from collections.abc import Callable
 import torch
 from torch import nn
 
-from pipelines.augment import VIEWS
+from pipelines.batch import VIEWS
 from sesemi.networks import build_trunk
 from sesemi.networks.layers import linear, running_statistics_kept
 

@@ -8,8 +8,8 @@ from pathlib import Path
 import torch
 from torch.utils.tensorboard import SummaryWriter
 
-from pipelines.errors import DataError
-from pipelines.files import write_atomically
+from pipelines.common.errors import DataError
+from pipelines.common.files import write_atomically
 
 PACKAGES = ("torch", "numpy", "numba", "nvidia-dali-cuda120")
 

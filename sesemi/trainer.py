@@ -1,6 +1,6 @@
 """Training: batch → forward → loss → backward → update, and what happens every so many steps.
 
-The trainer takes any iterable of ``pipelines.loader.Batch``: the loader in a run, a list of tensors in a test.
+The trainer takes any iterable of ``pipelines.batch.Batch``: the loader in a run, a list of tensors in a test.
 """
 
 import math
@@ -10,8 +10,8 @@ from dataclasses import dataclass
 
 import torch
 
-from pipelines.errors import DataError
-from pipelines.loader import Batch
+from pipelines.batch import Batch
+from pipelines.common.errors import DataError
 from sesemi.cudagraph import GraphedStep
 from sesemi.model import SesemiModel
 from sesemi.objective import sesemi_loss

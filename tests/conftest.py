@@ -13,9 +13,9 @@ import numpy as np
 import pytest
 import torch
 
-from pipelines import errors
+from pipelines.common import errors
 from pipelines.shards import ShardSet
-from pipelines.writer import ShardWriter
+from pipelines.shards.writer import ShardWriter
 
 LAYOUTS = Path(__file__).parents[2] / "shared" / "data" / "make_layouts.py"
 

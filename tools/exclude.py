@@ -5,8 +5,8 @@ from hashlib import blake2b
 
 import numpy as np
 
-from pipelines.errors import DataError
-from pipelines.progress import progress_bar
+from pipelines.common.errors import DataError
+from pipelines.common.progress import progress_bar
 from pipelines.shards import ShardSet
 
 CHUNK = 4096

@@ -6,14 +6,14 @@ from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 
-from pipelines import errors
-from pipelines.commit import clean, commit, is_ours, recover
-from pipelines.errors import DataError, Parser, UsageError
-from pipelines.files import locked, made
-from pipelines.manifest import MANIFEST
-from pipelines.progress import progress_bar
+from pipelines.common import errors
+from pipelines.common.errors import DataError, Parser, UsageError
+from pipelines.common.files import locked, made
+from pipelines.common.progress import progress_bar
 from pipelines.shards import ShardSet, find_sets
-from pipelines.writer import ShardWriter
+from pipelines.shards.commit import clean, commit, is_ours, recover
+from pipelines.shards.manifest import MANIFEST
+from pipelines.shards.writer import ShardWriter
 from tools.exclude import Excluded
 from tools.sources import Source, Split, arrays, cifar, digits, folder, images, svhn, tiny_images, webdataset
 

@@ -4,9 +4,9 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from pipelines import errors
-from pipelines.errors import Parser
-from pipelines.progress import progress_bar
+from pipelines.common import errors
+from pipelines.common.errors import Parser
+from pipelines.common.progress import progress_bar
 from pipelines.shards import SAMPLE_IMAGES, ShardSet, find_sets
 
 EXAMPLE = """example:

@@ -10,7 +10,7 @@ from benchmarks import rivals
 from benchmarks.check import check, gcn
 from benchmarks.loader import ours
 from benchmarks.rivals import Task
-from pipelines.loader import Batch
+from pipelines.batch import Batch
 from tests.conftest import random_images, write_set
 
 IMAGES, SIZE = 100, 12

@@ -5,8 +5,8 @@ import sys
 from collections.abc import Sequence
 from dataclasses import asdict
 
-from pipelines.errors import Parser, non_negative_int, positive_int
-from pipelines.memory import peak_rss_bytes
+from pipelines.common.errors import Parser, non_negative_int, positive_int
+from pipelines.common.memory import peak_rss_bytes
 from tests.fuzz.run import run
 from tests.fuzz.targets import TARGETS
 

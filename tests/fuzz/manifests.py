@@ -9,9 +9,8 @@ from pathlib import Path
 
 import numpy as np
 
-from pipelines import manifest
-from pipelines.shards import ShardSet
-from pipelines.writer import ShardWriter
+from pipelines.shards import ShardSet, manifest
+from pipelines.shards.writer import ShardWriter
 from tests.fuzz.mutate import INTEGERS, bytewise
 from tests.fuzz.target import READ, Target, pixels
 

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import numpy as np
 
-from pipelines.errors import UsageError
+from pipelines.common.errors import UsageError
 from tests.fuzz.mutate import INTEGERS, bytewise, number, put
 from tests.fuzz.target import READ, Target, check_splits, noting, pixels
 from tools.sources import arrays

@@ -18,8 +18,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
-from pipelines.errors import DataError
-from pipelines.progress import progress_bar
+from pipelines.common.errors import DataError
+from pipelines.common.progress import progress_bar
 from tests.fuzz.targets import TARGETS
 
 HANG_SECONDS = 10

@@ -75,7 +75,7 @@ import os, re, signal, sys
 from tests.fuzz import run, targets
 from tests.fuzz.__main__ import main
 from tests.fuzz.target import Target
-from pipelines.errors import DataError
+from pipelines.common.errors import DataError
 def read(content, past):
     past.append(1)
     number = int(content)

@@ -10,9 +10,9 @@ import time
 from collections import Counter
 from collections.abc import Sequence
 
-from pipelines import errors
-from pipelines.errors import Parser
-from pipelines.progress import progress_bar
+from pipelines.common import errors
+from pipelines.common.errors import Parser
+from pipelines.common.progress import progress_bar
 from tests.kill.harness import Case, Result, opened
 from tests.kill.prepare import Prepare
 from tests.kill.train import Train

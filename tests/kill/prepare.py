@@ -9,8 +9,8 @@ from pathlib import Path
 
 import numpy as np
 
-from pipelines import errors
-from pipelines.errors import DataError
+from pipelines.common import errors
+from pipelines.common.errors import DataError
 from pipelines.shards import ShardSet
 from tests.conftest import random_images, write_set
 from tests.kill.harness import Folder, Outcome, copy_folder

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from pipelines.errors import DataError
+from pipelines.common.errors import DataError
 from pipelines.shards import ShardSet
 from pipelines.whitening import Preprocess
 from sesemi import checkpoint

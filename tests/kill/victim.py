@@ -174,7 +174,7 @@ def _function(code) -> str:
 
 def preload(kind: str):
     """Import all that a command of this kind needs and make its shards small; returns its ``main``."""
-    from pipelines import writer
+    from pipelines.shards import writer
     writer.ShardWriter.__init__.__kwdefaults__["shard_bytes"] = SMALL_SHARD
     writer.PIECE_BYTES = SMALL_PIECE
     writer.ThreadPoolExecutor = InPlace
@@ -187,7 +187,7 @@ def preload(kind: str):
 
 def run_command(main, request: dict) -> None:
     """In the child: one command, to its end or its moment. Does not return."""
-    from pipelines import errors
+    from pipelines.common import errors
     signal.alarm(LIMIT_SECONDS)
     output = os.open(request["output"], os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
     os.dup2(output, 1)

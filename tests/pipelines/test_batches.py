@@ -4,8 +4,9 @@ import numpy as np
 import pytest
 import torch
 
+from pipelines.batch import StreamOptions
 from pipelines.evaluation import EvaluationLoader
-from pipelines.graphs import EVALUATION_IMAGES, StreamOptions
+from pipelines.graphs import EVALUATION_IMAGES
 from pipelines.loader import LABELED as LABELED_STREAM
 from pipelines.loader import UNLABELED as UNLABELED_STREAM
 from pipelines.loader import SemiSupervisedLoader, Stream

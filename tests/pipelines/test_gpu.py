@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 import torch
 
+from pipelines.batch import StreamOptions
 from pipelines.evaluation import EvaluationLoader
-from pipelines.graphs import StreamOptions
 from pipelines.loader import LABELED, UNLABELED, Stream
 from pipelines.whitening import prepare
 from tests.conftest import random_images, write_set

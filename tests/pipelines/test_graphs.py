@@ -3,7 +3,8 @@
 import nvidia.dali.backend
 import pytest
 
-from pipelines.graphs import StreamOptions, evaluation_graph, shift_graph, training_graph
+from pipelines.batch import StreamOptions
+from pipelines.graphs import evaluation_graph, shift_graph, training_graph
 
 
 def operators(pipeline) -> list[tuple[str, str, list[str], list[str]]]:

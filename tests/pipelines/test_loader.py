@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 import torch
 
+from pipelines.batch import StreamOptions
 from pipelines.evaluation import EvaluationLoader
-from pipelines.graphs import StreamOptions
 from pipelines.loader import LABELED, UNLABELED, SemiSupervisedLoader, Stream, default_block_images
 from pipelines.sampling import Order
 from pipelines.shards import Subset

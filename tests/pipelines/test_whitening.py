@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from pipelines import whitening
-from pipelines.errors import DataError
+from pipelines.common.errors import DataError
 from pipelines.whitening import KINDS, Preprocess, gcn, prepare
 from tests.conftest import random_images, write_set
 

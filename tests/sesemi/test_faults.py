@@ -17,8 +17,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from pipelines.errors import UsageError
-from pipelines.files import locked
+from pipelines.common.errors import UsageError
+from pipelines.common.files import locked
 from sesemi import checkpoint, cli
 from sesemi.runlog import MetricsLog, RunFolder
 from sesemi.trainer import Trainer
@@ -189,7 +189,7 @@ def test_a_second_process_on_a_run_is_refused(prepared, tmp_path, command, monke
         interrupt_at(patch, 4)
         train(command, prepared, run)
     before = {path: path.read_bytes() for path in run.iterdir()}
-    program = "from pathlib import Path; import sys; from pipelines.files import locked\n" \
+    program = "from pathlib import Path; import sys; from pipelines.common.files import locked\n" \
               f"with locked(Path({str(run)!r})): print('have it', flush=True); sys.stdin.read()"
     with subprocess.Popen([sys.executable, "-c", program], stdin=subprocess.PIPE, stdout=subprocess.PIPE,
                           cwd=Path(__file__).parents[2], text=True) as other:

@@ -5,7 +5,8 @@ import itertools
 import pytest
 import torch
 
-from pipelines.loader import Batch, Examples, SemiSupervisedLoader
+from pipelines.batch import Batch, Examples
+from pipelines.loader import SemiSupervisedLoader
 from pipelines.whitening import prepare
 from sesemi.cudagraph import GraphedStep
 from sesemi.model import SesemiModel

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from pipelines.errors import UsageError
+from pipelines.common.errors import UsageError
 from pipelines.shards import ShardSet
 from sesemi.config import Config
 from tests.conftest import random_images, write_set

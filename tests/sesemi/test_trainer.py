@@ -8,8 +8,8 @@ import pytest
 import torch
 from torch import nn
 
-from pipelines.errors import DataError
-from pipelines.loader import Batch, Examples
+from pipelines.batch import Batch, Examples
+from pipelines.common.errors import DataError
 from sesemi.evaluation import averaged_prediction, error_rate
 from sesemi.model import SesemiModel
 from sesemi.trainer import Trainer

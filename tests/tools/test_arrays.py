@@ -7,7 +7,7 @@ import zipfile
 import numpy as np
 import pytest
 
-from pipelines.errors import DataError
+from pipelines.common.errors import DataError
 from pipelines.shards import ShardSet
 from tests.conftest import random_images
 from tools import prepare

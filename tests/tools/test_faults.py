@@ -10,9 +10,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from pipelines.errors import DataError
-from pipelines.manifest import JOURNAL
+from pipelines.common.errors import DataError
 from pipelines.shards import ShardSet
+from pipelines.shards.manifest import JOURNAL
 from tests.conftest import random_images, write_set
 from tools import prepare
 
@@ -62,7 +62,7 @@ def test_an_interrupted_commit_is_finished_and_said(source, tmp_path, command, d
     words = ["numpy", "--source", str(source), "--out", str(out)]
     program = f"""if True:
         import os
-        from pipelines import commit
+        from pipelines.shards import commit
         from tools import prepare
         begin = commit._carry_out
         def die(*_):

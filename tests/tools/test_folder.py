@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from pipelines.errors import DataError
+from pipelines.common.errors import DataError
 from pipelines.shards import ShardSet
 from tests.conftest import random_images, write_set
 from tools import prepare

@@ -11,8 +11,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from pipelines.errors import DataError
-from pipelines.reading import open_regular
+from pipelines.common.errors import DataError
+from pipelines.common.reading import open_regular
 from tests.conftest import random_images
 from tools.sources import folder, images
 from tools.sources.images import FORMATS, load_image

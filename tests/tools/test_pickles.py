@@ -9,7 +9,7 @@ import weakref
 import numpy as np
 import pytest
 
-from pipelines.errors import DataError
+from pipelines.common.errors import DataError
 from tools.sources import tiny_images
 from tools.sources.pickles import load_dict
 

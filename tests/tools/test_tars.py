@@ -8,7 +8,7 @@ import tarfile
 
 import pytest
 
-from pipelines.errors import DataError
+from pipelines.common.errors import DataError
 from tests.conftest import random_images
 from tests.tools.test_webdataset import png, write_tar
 from tools.sources import cifar, webdataset

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from pipelines.errors import DataError, UsageError
+from pipelines.common.errors import DataError, UsageError
 from pipelines.shards import ShardSet
 from tests.conftest import random_images
 from tools import prepare, verify
@@ -128,7 +128,7 @@ def full_size(tmp_path_factory):
 
 def prepared_in_a_process(*argv) -> int:
     """Run tools.prepare in a process of its own; returns its resident peak in bytes."""
-    code = "import sys; from pipelines.memory import peak_rss_bytes; from tools import prepare; " \
+    code = "import sys; from pipelines.common.memory import peak_rss_bytes; from tools import prepare; " \
         "prepare.main(sys.argv[1:]); print(peak_rss_bytes())"
     done = subprocess.run([sys.executable, "-c", code, *map(str, argv)], check=True, capture_output=True, text=True)
     return int(done.stdout.splitlines()[-1])

@@ -12,9 +12,9 @@ from typing import BinaryIO
 import numpy as np
 from PIL import Image
 
-from pipelines.errors import DataError, UsageError, reason, shown
-from pipelines.manifest import MAX_CLASSES, MAX_LABELED
-from pipelines.reading import open_regular, read_npy_header
+from pipelines.common.errors import DataError, UsageError, reason, shown
+from pipelines.common.reading import open_regular, read_npy_header
+from pipelines.shards.manifest import MAX_CLASSES, MAX_LABELED
 from tools.sources import Batches, Source, Split
 from tools.sources.images import MAX_PIXELS, RESIZED, TEST_NAMES, to_square
 

@@ -8,8 +8,8 @@ from typing import BinaryIO
 
 import numpy as np
 
-from pipelines.errors import DataError, shown
-from pipelines.reading import open_regular
+from pipelines.common.errors import DataError, shown
+from pipelines.common.reading import open_regular
 from tools.sources import Batches, Source, Split, tars
 from tools.sources.pickles import MAX_FILE_BYTES, as_text, load_dict
 

@@ -4,7 +4,7 @@ import os
 from collections.abc import Iterator
 from pathlib import Path
 
-from pipelines.errors import DataError
+from pipelines.common.errors import DataError
 from tools.sources import Source, Split
 from tools.sources.images import EXTENSIONS, RESIZED, TEST_NAMES, Item, decoded, image_names
 

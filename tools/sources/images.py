@@ -14,8 +14,8 @@ from typing import NamedTuple
 import numpy as np
 from PIL import Image, ImageOps
 
-from pipelines.errors import DataError, reason
-from pipelines.reading import open_regular
+from pipelines.common.errors import DataError, reason
+from pipelines.common.reading import open_regular
 from tools.sources import Batches
 
 EXTENSIONS = frozenset({".png", ".jpg", ".jpeg", ".bmp", ".gif", ".webp", ".tif", ".tiff", ".ppm", ".pgm"})

@@ -11,7 +11,7 @@ from typing import BinaryIO
 
 import numpy as np
 
-from pipelines.reading import open_regular
+from pipelines.common.reading import open_regular
 
 HEADER_BYTES = 128
 TYPES = {1: "i1", 2: "u1", 3: "i2", 4: "u2", 5: "i4", 6: "u4", 7: "f4", 9: "f8", 12: "i8", 13: "u8"}

@@ -10,7 +10,7 @@ from typing import BinaryIO
 
 import numpy as np
 
-from pipelines.errors import DataError, reason, shown
+from pipelines.common.errors import DataError, reason, shown
 
 MAX_FILE_BYTES = 2**28  # the largest real one, CIFAR-100's training file, has 155 MB
 MAX_STEPS = 2**21  # opcodes of a pickle; the index of Tiny Images has 0.5 million. A step can take 100 bytes

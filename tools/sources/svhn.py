@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
-from pipelines.errors import DataError
+from pipelines.common.errors import DataError
 from tools.sources import Batches, Source, Split, matlab
 
 IMAGE_SHAPE = (32, 32, 3)

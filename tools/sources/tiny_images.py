@@ -8,8 +8,8 @@ from pathlib import Path
 
 import numpy as np
 
-from pipelines.errors import DataError, UsageError, shown
-from pipelines.reading import open_regular
+from pipelines.common.errors import DataError, UsageError, shown
+from pipelines.common.reading import open_regular
 from pipelines.shards import Extents
 from tools.sources import InPlace, Source, Split
 from tools.sources.pickles import MAX_FILE_BYTES, load_dict

@@ -5,8 +5,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from pipelines.errors import DataError, shown
-from pipelines.manifest import MAX_CLASSES
+from pipelines.common.errors import DataError, shown
+from pipelines.shards.manifest import MAX_CLASSES
 from tools.sources import Source, Split
 from tools.sources.images import EXTENSIONS, MAX_FILE_BYTES, RESIZED, TEST_NAMES, Item, decoded
 from tools.sources.tars import content, members, opened

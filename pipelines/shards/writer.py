@@ -10,12 +10,12 @@ from pathlib import Path
 
 import numpy as np
 
-from pipelines.commit import PARTIAL, beside, clean, commit, is_ours
-from pipelines.errors import DataError, UsageError
-from pipelines.files import made, write_atomically
-from pipelines.manifest import JOURNAL, MANIFEST, MAX_BYTES, Manifest, RawFile, Shard
-from pipelines.npy import NpyFile, Threads
-from pipelines.shards import LABEL_DTYPE, Extents, copy_pixels, sample_hash
+from pipelines.common.errors import DataError, UsageError
+from pipelines.common.files import made, write_atomically
+from pipelines.shards.commit import PARTIAL, beside, clean, commit, is_ours
+from pipelines.shards.manifest import JOURNAL, MANIFEST, MAX_BYTES, Manifest, RawFile, Shard
+from pipelines.shards.npy import NpyFile, Threads
+from pipelines.shards.reader import LABEL_DTYPE, Extents, copy_pixels, sample_hash
 
 SHARD_BYTES = 32 * 2**20  # pixels per shard file: large enough to copy fast, small enough to send or to hash again
 PIECE_BYTES, PIECES = 2**22, 4  # pixels are hashed and written by so many, and so many pieces are in memory
@@ -25,8 +25,8 @@ class ShardWriter:
     """Write a shard set into ``path``, in the order of ``append``; four pieces of 4 MiB are held in memory.
 
     Use as a context manager. Everything goes to ``path``.partial; after ``finish()`` leaving the context renames
-    that folder to ``path``, unless ``pipelines.commit`` did so together with others before. Leaving it otherwise, or by
-    an exception, removes what was written.
+    that folder to ``path``, unless ``pipelines.shards.commit`` did so together with others before. Leaving it
+    otherwise, or by an exception, removes what was written.
 
     Args:
         path: the set's folder.

@@ -7,12 +7,12 @@ import os
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
-from pipelines.errors import DataError, shown
+from pipelines.common.errors import DataError, shown
 
 FORMAT = "sesemi-shards"
 VERSION = 1
 MANIFEST = "manifest.json"
-JOURNAL = ".commit.json"  # in the folder around sets; see pipelines/commit.py
+JOURNAL = ".commit.json"  # in the folder around sets; see pipelines/shards/commit.py
 LAYOUTS = ("HWC", "CWH")  # of a raw file
 MAX_BYTES = 2**25  # of a manifest; 80,000 shards, which are 2.6 TB, fit
 MAX_CLASSES = 2**20

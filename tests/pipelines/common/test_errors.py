@@ -4,8 +4,8 @@ import signal
 
 import pytest
 
-from pipelines import errors
-from pipelines.errors import DataError, Stopped, shown
+from pipelines.common import errors
+from pipelines.common.errors import DataError, Stopped, shown
 
 
 def test_one_printable_line(capsys):

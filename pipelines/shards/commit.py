@@ -12,9 +12,9 @@ import shutil
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
-from pipelines.errors import DataError, UsageError
-from pipelines.files import remove_leftovers, sync_folder, write_atomically
-from pipelines.manifest import JOURNAL, plain_name
+from pipelines.common.errors import DataError, UsageError
+from pipelines.common.files import remove_leftovers, sync_folder, write_atomically
+from pipelines.shards.manifest import JOURNAL, plain_name
 
 PARTIAL, OLD = ".partial", ".old"  # endings of a set that is being written, and of one that is being replaced
 OUR_FILES = re.compile(r"\.?(manifest\.json|(images|labels)-\d+\.npy|(zca|standardize)-\w+\.npz)(\.\d+\.partial)?")

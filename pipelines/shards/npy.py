@@ -9,8 +9,8 @@ from typing import NamedTuple
 
 import numpy as np
 
-from pipelines.files import named
-from pipelines.manifest import ShardFile
+from pipelines.common.files import named
+from pipelines.shards.manifest import ShardFile
 
 
 class Threads(NamedTuple):

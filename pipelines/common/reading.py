@@ -8,7 +8,7 @@ from typing import BinaryIO
 
 import numpy as np
 
-from pipelines.errors import DataError, reason, shown
+from pipelines.common.errors import DataError, reason, shown
 
 MAX_NPY_HEADER = 2**14  # bytes; NumPy itself refuses more than 10,000 characters, but reads them first
 

@@ -7,8 +7,8 @@ from concurrent.futures import Future
 import numpy as np
 import pytest
 
-from pipelines import npy, writer
-from pipelines.writer import ShardWriter
+from pipelines.shards import npy, writer
+from pipelines.shards.writer import ShardWriter
 from tests.conftest import random_images
 
 IMAGES = random_images(200)  # of 192 bytes

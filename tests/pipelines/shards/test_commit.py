@@ -7,12 +7,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from pipelines import commit
-from pipelines.errors import DataError
-from pipelines.manifest import JOURNAL
-from pipelines.npy import NpyFile
-from pipelines.shards import ShardSet
-from pipelines.writer import ShardWriter
+from pipelines.common.errors import DataError
+from pipelines.shards import ShardSet, commit
+from pipelines.shards.manifest import JOURNAL
+from pipelines.shards.npy import NpyFile
+from pipelines.shards.writer import ShardWriter
 from tests.conftest import random_images, write_set
 
 NAMES = ("train", "test")

@@ -19,11 +19,11 @@ from typing import Protocol
 
 import numpy as np
 
-from pipelines.commit import OLD, PARTIAL
-from pipelines.errors import DataError, shown
-from pipelines.manifest import JOURNAL, MANIFEST, MAX_BYTES, Manifest, ShardFile
-from pipelines.reading import open_regular, read_npy_header
+from pipelines.common.errors import DataError, shown
+from pipelines.common.reading import open_regular, read_npy_header
 from pipelines.sampling import evenly_spread
+from pipelines.shards.commit import OLD, PARTIAL
+from pipelines.shards.manifest import JOURNAL, MANIFEST, MAX_BYTES, Manifest, ShardFile
 
 LABEL_DTYPE = np.dtype("<i4")
 SAMPLE_IMAGES = 256  # of a raw file that are hashed

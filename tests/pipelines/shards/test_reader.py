@@ -7,10 +7,10 @@ from contextlib import suppress
 import numpy as np
 import pytest
 
-from pipelines.errors import DataError, UsageError
-from pipelines.manifest import MANIFEST
+from pipelines.common.errors import DataError, UsageError
 from pipelines.shards import ShardSet, Subset, find_sets
-from pipelines.writer import ShardWriter
+from pipelines.shards.manifest import MANIFEST
+from pipelines.shards.writer import ShardWriter
 from tests.conftest import random_images, write_set
 
 

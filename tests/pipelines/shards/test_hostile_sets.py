@@ -6,11 +6,11 @@ import os
 import numpy as np
 import pytest
 
-from pipelines.errors import DataError
-from pipelines.manifest import MANIFEST
+from pipelines.common.errors import DataError
 from pipelines.shards import ShardSet
+from pipelines.shards.manifest import MANIFEST
 from tests.conftest import random_images, write_set
-from tests.pipelines.test_shards import edited
+from tests.pipelines.shards.test_reader import edited
 
 
 def shard(path, **images) -> list[dict]:

@@ -1,0 +1,1 @@
+"""Plumbing that tools, pipelines and sesemi share. Needs neither DALI nor PyTorch."""

@@ -1,0 +1,5 @@
+"""The shard set: the format on disk. Needs neither DALI nor PyTorch."""
+
+from pipelines.shards.reader import SAMPLE_IMAGES, Extents, ImageSource, ShardSet, Subset, find_sets
+
+__all__ = ["SAMPLE_IMAGES", "Extents", "ImageSource", "ShardSet", "Subset", "find_sets"]
