@@ -1,6 +1,5 @@
 """Streams resume to the bit, load no window they do not need, and never overwrite what they handed out."""
 
-from concurrent.futures import Future
 
 import numpy as np
 import pytest
@@ -10,7 +9,6 @@ from pipelines.batch import StreamOptions
 from pipelines.evaluation import EvaluationLoader
 from pipelines.loader import LABELED, UNLABELED, SemiSupervisedLoader, Stream, default_block_images
 from pipelines.sampling import Order
-from pipelines.shards import Subset
 from pipelines.threads import background_thread
 from pipelines.whitening import KINDS, Preprocess, prepare
 from pipelines.windows import default_window_images
@@ -105,99 +103,6 @@ def test_batches_that_do_not_divide_among_the_sources(small_set):
                device=torch.device("cpu"))
 
 
-def test_a_resumed_stream_loads_only_what_it_delivers(small_set):
-    """300 images in windows of 64 or fewer: five an epoch, of 48 to 64 images; 6 steps a window or so."""
-    reads = []
-    one = stream(small_set)
-    take(one, 20)
-    state = one.state_dict()
-    one.close()
-    other = stream(small_set)
-    load = other._windows[0]._load
-    other._windows[0]._load = lambda epoch, window: reads.append((epoch, window)) or load(epoch, window)
-    other.load_state_dict(state)
-    take(other, 8)
-    needed = {(s.epoch, s.window) for s in other.orders[0].segments(20 * 10, 8 * 10)}
-    following = max(needed)[0] + (max(needed)[1] + 1) // other.orders[0].windows, (max(needed)[1] + 1) % 5
-    assert set(reads) <= needed | {following}
-    assert len(reads) == len(set(reads))
-    assert (0, 0) not in reads
-    other.close()
-
-
-def test_on_a_cpu_a_run_is_made_when_it_is_asked_for_and_for_both_streams_at_once(small_set, monkeypatch):
-    """But for DALI's part of it, which is done beside the run before it."""
-    one = stream(small_set)  # of four steps a run
-    take(one, 4)
-    assert (one._run.number, len(one._coming)) == (0, 0)
-    assert len(one._shifting.result().images) == 40
-    one.prepare()
-    one.prepare()
-    assert len(one._coming) == 1
-    one.settle()
-    assert all(part.done() for part in one._coming[0].result().parts)
-    one.close()
-    feed = SemiSupervisedLoader(small_set, [small_set], PREPROCESS, batch_unlabeled=4)
-    monkeypatch.setattr(feed.labeled, "_make_run", lambda number: 1 / 0)
-    with pytest.raises(ZeroDivisionError):
-        next(feed)  # which waits for the labeled stream, and finds it failed
-    assert len(feed.unlabeled._coming) == 1
-    feed.close()
-
-
-def test_a_run_whose_start_failed_ahead_of_time_is_missed_when_it_is_asked_for(small_set, monkeypatch):
-    one, other = stream(small_set), stream(small_set)  # of four steps a run
-    state = one.state_dict()
-    shift = one._shift
-    with monkeypatch.context() as patch:
-        patch.setattr(one, "_shift", lambda number: 1 / 0 if number == 2 else shift(number))
-        expected = take(other, 12)
-        assert equal(take(one, 8), expected[:8])
-        for _ in range(2):
-            with pytest.raises(ZeroDivisionError):
-                next(one)
-    one.load_state_dict(state)
-    assert equal(take(one, 12), expected)
-    one.close()
-    other.close()
-
-
-@pytest.mark.parametrize("in_graph", [False, True])
-def test_a_run_that_was_asked_for_twice_is_refused(small_set, monkeypatch, in_graph):
-    """As by whoever was interrupted when the run was in the worker's queue, but not yet noted."""
-    one, other = stream(small_set, in_graph=in_graph), stream(small_set, in_graph=in_graph)  # of four steps a run
-    state, expected = other.state_dict(), take(other, 12)
-    submit = one._worker.submit
-    with monkeypatch.context() as patch:
-        patch.setattr(one._worker, "submit", lambda work, number: (submit(work, number), submit(work, number))[1])
-        with pytest.raises(RuntimeError, match="load_state_dict puts it right"):
-            take(one, 12)
-    one.load_state_dict(state)
-    assert equal(take(one, 12), expected)
-    one.close()
-    other.close()
-
-
-def test_what_dali_has_delivered_stays_as_it_is(small_set):
-    one = stream(small_set)
-    take(one, 1)
-    shifted = one._shifting.result().images
-    before = shifted.clone()
-    take(one, 40)
-    assert shifted.dtype == torch.uint8
-    assert torch.equal(shifted, before)
-    one.close()
-
-
-@pytest.mark.parametrize("images", [1, 2, 7, 39, 40, 41, 300])
-def test_a_set_that_fits_one_window_is_loaded_once(small_set, images):
-    """However many of its epochs are in one run of the pipeline, here of 40 images."""
-    one = stream(Subset(small_set, np.arange(images)), window_images=300)
-    take(one, 100)
-    assert one.windows_loaded == 1
-    one.close()
-
-
 @pytest.mark.parametrize(("size", "classes"), [(32, 55), (96, 55), (224, 45)])
 def test_a_set_in_the_order_of_its_classes_mixes(size, classes, tmp_path):
     """20,000 images of 100 classes, one after another: a full shuffle has 62 classes among 96 images."""
@@ -239,31 +144,6 @@ def test_memory_is_used_again_when_its_batches_are_gone_and_not_before(small_set
             break
     assert equal(kept, expected)
     assert len(set(addresses)) < 20  # of 30 runs, 10 are kept
-    one.close()
-    other.close()
-
-
-def test_a_stream_that_was_interrupted_goes_on_where_it_was(small_set, monkeypatch):
-    """While it waits for a run's helpers, which is where Ctrl-C finds it: no run is lost."""
-    one, other = stream(small_set), stream(small_set)
-    expected = [tuple(part.clone() for part in batch) for batch in take(other, 20)]
-    assert equal(take(one, 4), expected[:4])  # a whole run
-    one.state_dict()
-    real = Future.result
-
-    def interrupted(self, timeout=None):
-        result = real(self, timeout)
-        if result is None:  # a helper's
-            raise KeyboardInterrupt
-        return result
-    monkeypatch.setattr(Future, "result", interrupted)
-    with pytest.raises(KeyboardInterrupt):
-        next(one)
-    monkeypatch.undo()
-    state = one.state_dict()
-    assert equal(take(one, 8), expected[4:12])
-    one.load_state_dict(state)
-    assert equal(take(one, 8), expected[4:12])
     one.close()
     other.close()
 
@@ -338,11 +218,3 @@ def test_a_checkpoint_of_another_stream_is_refused(small_set, other):
         different.load_state_dict(one.state_dict())
     one.close()
     different.close()
-
-
-def test_an_error_while_reading_reaches_the_caller(small_set, monkeypatch):
-    one = stream(small_set)
-    monkeypatch.setattr(type(small_set), "read", lambda self, indices: 1 / 0)
-    with pytest.raises(ZeroDivisionError):
-        next(one)
-    one.close()
