@@ -9,9 +9,8 @@ import torch
 from benchmarks.measure import say, table
 from pipelines.common import errors
 from pipelines.common.errors import Parser
-from pipelines.loader import default_block_images
 from pipelines.sampling import Order, generator
-from pipelines.windows import GPU_WINDOW_BYTES, default_window_images, padded_shape
+from pipelines.windows import GPU_WINDOW_BYTES, default_block_images, default_window_images, images_in
 
 EXAMPLE = """example:
   python -m benchmarks.mixing --images 79302017 --word 1056
@@ -31,7 +30,7 @@ def main(argv: Sequence[str] | None = None) -> int:
                         help="looked at, spread over an epoch (default: %(default)s)")
     options = parser.parse_args(argv)
     windows = {"cpu": default_window_images(IMAGE_SHAPE, torch.device("cpu")),
-               "gpu": GPU_WINDOW_BYTES // (4 * int(np.prod(padded_shape(1, IMAGE_SHAPE))))}
+               "gpu": images_in(GPU_WINDOW_BYTES, IMAGE_SHAPE)}
     found = {name: {str(batch): compare(options.images, options.word, window, batch, options.batches)
                     for batch in BATCHES} for name, window in windows.items()}
     print(table([(name, windows[name], default_block_images(windows[name]), batch, f"{one['words']:.2f}",
@@ -49,11 +48,7 @@ def compare(images: int, word: int, window: int, batch: int, batches: int) -> di
     ours, shuffled = [], []
     for number in range(batches):
         position = (number * images // batches) // batch * batch
-        taken = []
-        for segment in order.segments(position, batch):
-            indices, permutation = order.window(segment.epoch, segment.window)
-            taken.append(indices[permutation[segment.first:segment.last]])
-        ours.append(len(np.unique(np.concatenate(taken) // word)))
+        ours.append(len(np.unique(order.indices(np.arange(position, position + batch)) // word)))
         shuffled.append(len(np.unique(random.choice(images, batch, replace=False, shuffle=False) // word)))
     mean, expected = float(np.mean(ours)), float(np.mean(shuffled))
     return {"words": round(mean, 3), "shuffled": round(expected, 3), "ratio": round(mean / expected, 4)}

@@ -40,13 +40,10 @@ def webdataset(task: Task) -> Iterator[Batch]:
 
 
 def dali_webdataset(task: Task) -> Iterator[Batch]:
-    """DALI's own ``readers.webdataset`` over the same tars, everything else DALI operators too, sample by sample; noise
-    and views, which are what DALI's CPU backend is slowest at, by batched PyTorch there.
+    """DALI's own ``readers.webdataset`` over the same tars, everything else DALI operators too, sample by sample; the
+    views, and on a CPU noise, which its DALI operators are slow at, by batched PyTorch.
     """
     from nvidia.dali import Pipeline, fn, types
-
-    from pipelines.augment import six_views as dali_views
-    from pipelines.graphs import run_pipeline
     _only_gcn(task)
     paths = [str(path) for path in _write_tars(task)]
     size = task.images.shape[1]
@@ -76,14 +73,15 @@ def dali_webdataset(task: Task) -> Iterator[Batch]:
             if gpu and task.noise:
                 images = images + fn.random.normal(images, stddev=task.noise)
             # Class numbers are text of one to four digits, padded to four with zeros.
-            pipe.set_outputs(dali_views(images) if gpu and views else images, label)
+            pipe.set_outputs(images, label)
         pipe.build()
         return pipe
 
     def outputs(views: bool) -> Iterator:
         pipe = pipeline(views)
         while True:
-            images, digits = run_pipeline(pipe, task.device)
+            stream = torch.cuda.current_stream(task.device) if gpu else None
+            images, digits = (torch.from_dlpack(output.as_tensor()) for output in pipe.run(stream))
             yield images if gpu else images.add_(torch.randn(images.shape), alpha=task.noise), digits
 
     def labeled() -> Iterator:
@@ -93,7 +91,7 @@ def dali_webdataset(task: Task) -> Iterator[Batch]:
 
     def unlabeled() -> Iterator:
         for images, _ in outputs(True):
-            yield images.permute(0, 1, 4, 2, 3) if gpu else six_views(images)
+            yield six_views(images)
     return task.paired(labeled(), unlabeled())
 
 

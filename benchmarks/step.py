@@ -98,7 +98,7 @@ def measure(network: str, loader: SemiSupervisedLoader, task: Task | None, num_c
     The steps take turns on one trainer; time waiting is the share of the fed turns that ``next(loader)`` took.
     """
     trainer = build_trainer(network, num_classes, precision, device, options.cuda_graph, loader.settle)
-    unit = loader.steps_per_run  # turns of whole runs, or one would end before what it has asked for is made
+    unit = loader.steps_per_superbatch  # whole ones a turn, or one would end before what it has asked for is made
     batches = [next(loader) for _ in range(unit)]  # one run's, whose memory the first would keep anyway
     fixed = batches[0]
     with FlopCounterMode(display=False) as counter:

@@ -7,7 +7,6 @@ import torch
 
 VIEWS = 6  # rotations counter-clockwise by 0, 90, 180, 270 degrees (labels 0 to 3), left-right (4), up-down (5)
 NOISE = 0.15  # standard deviation of the Gaussian noise, in whitened units
-MAX_SHIFT = 2  # pixels on each axis
 
 
 class Examples(NamedTuple):
@@ -36,7 +35,7 @@ class StreamOptions:
         views: six proxy views of every image, instead of the image and its label.
         flip: mirror left to right with probability one half.
         noise: standard deviation of the Gaussian noise; 0 for none.
-        steps_per_run: steps in one DALI pipeline run; None for 32, or fewer where they would take more than 32 MiB.
+        steps_per_superbatch: steps made in one DALI run; None for as many as take 32 MiB, 32 at most.
         block_images: consecutive images read at a time; None for 8, or fewer where a window would have fewer than
             512 blocks: small against runs of equal content in the source, and many enough to mix.
         window_images: images on the device at a time; None for a size that suits the device.
@@ -46,6 +45,6 @@ class StreamOptions:
     views: bool
     flip: bool
     noise: float = NOISE
-    steps_per_run: int | None = None
+    steps_per_superbatch: int | None = None
     block_images: int | None = None
     window_images: int | None = None

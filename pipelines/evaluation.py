@@ -1,21 +1,26 @@
 """The test images of a run on the device, in the views that the evaluation averages over."""
 
+import math
 from collections.abc import Iterator
 
 import numpy as np
 import torch
 
 from pipelines.batch import NOISE, Examples
-from pipelines.graphs import EVALUATION_IMAGES, evaluation_graph, evaluation_views, for_dali, run_pipeline
-from pipelines.loader import CPU_NOISE, DALI_NOISE, DRAWS, EVALUATION, with_index
-from pipelines.sampling import draw_jitter, generator, seed_from, word_from
+from pipelines.graph import Graph, Recipe
+from pipelines.sampling import evaluation_draws
 from pipelines.shards import ShardSet, Subset
+from pipelines.stream import with_index
 from pipelines.whitening import Preprocess
-from pipelines.windows import Pixels, padded_shape, to_device
+from pipelines.windows import draw, window_of
+
+BATCH_IMAGES, BATCH_BYTES = 128, 32 * 2**20  # images a batch at most, and what their views may take
 
 
 class EvaluationLoader:
     """Every test image exactly once, in order, in 8 views (4 without flips); the same views at every pass.
+
+    A batch is a function of its number: it goes through the graph of a stream, each view as an image.
 
     Args:
         source: labeled images.
@@ -23,49 +28,41 @@ class EvaluationLoader:
         flip: add the four views of the flipped image.
         seed: of jitter and noise.
         device: the CPU or one GPU.
+        noise: standard deviation; 0 for none.
+        threads: for augmentation on a CPU; batches do not depend on how many.
+        backend: see ``pipelines.graph``; None for the device's.
 
     Iterating yields Examples: (n·views, C, H, W), image by image, and labels (n,). The last batch is smaller.
     """
 
     def __init__(self, source: ShardSet | Subset, preprocess: Preprocess, *, flip: bool, seed: int = 0,
-                 device: torch.device | str = "cpu", noise: float = NOISE):
+                 device: torch.device | str = "cpu", noise: float = NOISE, threads: int = 1,
+                 backend: str | None = None):
         self._device = with_index(torch.device(device))
-        self._source, self._preprocess = source, preprocess.to(self._device)
+        self._source, self._preprocess, self._seed = source, preprocess.to(self._device), seed
         self._labels = torch.from_numpy(source.labels.astype(np.int64))
-        self._flip, self._noise, self._seed = flip, noise, seed
+        self._flip, self._noise, self._threads = flip, noise, threads
+        self._backend = backend or {"cpu": "numba", "cuda": "dali"}[self._device.type]
         self.views = 8 if flip else 4
+        self._images = max(1, min(BATCH_IMAGES, BATCH_BYTES // (4 * self.views * math.prod(source.image_shape))))
 
     def __len__(self) -> int:
         """Batches in a pass."""
-        return -(-len(self._source) // EVALUATION_IMAGES)
+        return -(-len(self._source) // self._images)
 
     def __iter__(self) -> Iterator[Examples]:
-        in_graph = self._device.type == "cuda"
-        key = (self._seed, EVALUATION)
-        pipeline = evaluation_graph(
-            self._source_images, self._source_offsets, size=self._source.image_shape[:2], flip=self._flip,
-            noise=self._noise, device_id=self._device.index if in_graph else None, in_graph=in_graph,
-            seed=seed_from(*key, DALI_NOISE))
-        pipeline.build()
+        graph = Graph(Recipe(self._source.image_shape, self._preprocess, False, self._flip, self._noise, 1,
+                             self._images * self.views), self._device, self._backend, self._threads)
         for number in range(len(self)):
-            (images,) = run_pipeline(pipeline, self._device)
-            if not in_graph:
-                images = evaluation_views(images, self._flip, self._noise, word_from(*key, CPU_NOISE, number))
-            labels = self._labels[number * EVALUATION_IMAGES:(number + 1) * EVALUATION_IMAGES]
-            yield Examples(images.flatten(0, 1).permute(0, 3, 1, 2), labels.to(self._device))
+            yield self._make(graph, number)
 
-    def _indices(self, info) -> np.ndarray:
-        if info.iteration >= len(self):
-            raise StopIteration
-        return np.arange(info.iteration * EVALUATION_IMAGES,
-                         min(len(self._source), (info.iteration + 1) * EVALUATION_IMAGES))
-
-    def _source_images(self, info) -> np.ndarray | torch.Tensor:
-        pixels = self._source.read(self._indices(info))
-        images = torch.empty(padded_shape(len(pixels), self._source.image_shape), device=self._device)
-        to_device(pixels, self._preprocess, Pixels(images))
-        return for_dali(images)
-
-    def _source_offsets(self, info) -> np.ndarray:
-        random = generator(self._seed, EVALUATION, DRAWS, info.iteration)
-        return draw_jitter(random, len(self._indices(info))).T.astype(np.int32, order="C")
+    def _make(self, graph: Graph, number: int) -> Examples:
+        first = number * self._images
+        chosen = slice(first, min(len(self._source), first + self._images))
+        window = window_of(self._source.read(np.arange(len(self._source))[chosen]), self._preprocess, self._device,
+                           self._backend == "dali")
+        count = len(window.images)
+        draws = evaluation_draws(self._seed, number, count, first, math.prod(self._source.image_shape), self._flip)
+        pixels = draw(window, np.arange(count).repeat(self.views), draws.offsets if self._backend == "dali" else None)
+        images = graph(pixels, draws).flatten(0, 1).permute(0, 3, 1, 2)
+        return Examples(images, self._labels[chosen].to(self._device))

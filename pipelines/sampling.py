@@ -6,10 +6,17 @@ images are permuted by a keyed bijection, evaluated only for the blocks asked fo
 """
 
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 
 FEISTEL_ROUNDS = 6
+MAX_SHIFT = 2  # pixels on each axis
+LABELED, UNLABELED, EVALUATION = range(3)  # streams
+OFFSETS, DALI_NOISE, CPU_NOISE, MIRRORS = range(2, 6)  # what a random number is for (an order's own are 0 and 1)
+STATE_WORDS = 7  # of DALI's random generator
+GAMMA = np.uint64(0x9E3779B97F4A7C15)  # SplitMix64's step
+NOISE_A_WORD = 4  # values of noise from one 64-bit number of SplitMix64
 
 
 def generator(*key: int) -> np.random.Generator:
@@ -56,124 +63,139 @@ def _mix(x: np.ndarray) -> np.ndarray:
 
 
 @dataclass(frozen=True)
-class Segment:
-    """Part of one window: positions ``first`` to ``last`` (exclusive) of window ``window`` in epoch ``epoch``."""
-
-    epoch: int
-    window: int
-    first: int
-    last: int
-
-
-@dataclass(frozen=True)
 class Order:
     """The order in which an endless stream delivers ``num_images`` images, every one exactly once an epoch.
 
-    Blocks of ``block_images`` consecutive images are permuted anew each epoch; runs of permuted blocks form
+    Blocks of ``block_images`` consecutive images are permuted anew each epoch; consecutive permuted blocks form
     windows of at most ``window_images`` images (a block at least), equal to within a block, and each window is
-    permuted image by image. What is loaded at a time is a window; what is read at a time is a block. Of ``ranks``
-    processes, each takes a contiguous, disjoint share of the permuted blocks.
+    permuted image by image. What is loaded at a time is a window; what is read at a time is a block. Windows are
+    numbered on through the epochs.
     """
 
     num_images: int
     window_images: int
     block_images: int = 16
     seed: int = 0
-    rank: int = 0
-    ranks: int = 1
 
     def __post_init__(self):
-        if min(self.num_images, self.window_images, self.block_images, self.ranks) < 1:
+        if min(self.num_images, self.window_images, self.block_images) < 1:
             raise ValueError(f"sizes must be at least 1: {self}")
-        if not 0 <= self.rank < self.ranks <= self._all_blocks:
-            raise ValueError(f"rank {self.rank} of {self.ranks} over {self._all_blocks} blocks of images")
 
     @property
-    def _all_blocks(self) -> int:
+    def blocks(self) -> int:
+        """Blocks in an epoch."""
         return -(-self.num_images // self.block_images)
 
     @property
-    def _first_block(self) -> int:
-        return self._all_blocks * self.rank // self.ranks
-
-    @property
-    def _blocks(self) -> int:
-        return self._all_blocks * (self.rank + 1) // self.ranks - self._first_block
-
-    @property
-    def epoch_images(self) -> int:
-        """Images in an epoch of this rank."""
-        return self._images_before(self._blocks)
-
-    @property
     def windows(self) -> int:
-        """Windows in an epoch of this rank."""
-        if self.epoch_images <= self.window_images:
+        """Windows in an epoch."""
+        if self.num_images <= self.window_images:
             return 1
-        return -(-self._blocks // max(1, self.window_images // self.block_images))
+        return -(-self.blocks // max(1, self.window_images // self.block_images))
 
     @property
     def largest_window(self) -> int:
         """Images in a window at most."""
-        return min(max(self.window_images, self.block_images), self.epoch_images)
+        return min(max(self.window_images, self.block_images), self.num_images)
 
-    def window_start(self, window: int) -> int:
-        """Position in the epoch of the first image of a window; of the end, for ``window == windows``."""
-        return self._images_before(self._blocks * window // self.windows)
+    def parts(self, positions: np.ndarray) -> list[tuple[int, np.ndarray]]:
+        """Where ascending stream positions (n,) int64 are, which count on through the epochs.
 
-    def _images_before(self, blocks: int) -> int:
-        """Images in the first so many blocks of this rank's share of an epoch.
-
-        The last block of the source may be short. It keeps the last place, so that positions stay simple.
+        Returns:
+            numbers of windows, and the places in each, int64, that hold them in this order.
         """
-        short = self._all_blocks * self.block_images - self.num_images
-        return blocks * self.block_images - short * (self._first_block + blocks == self._all_blocks)
+        epoch, inside = np.divmod(positions, self.num_images)
+        block = np.minimum(inside // self.block_images, self.blocks - 1)
+        window = ((block + 1) * self.windows - 1) // self.blocks
+        start = self.blocks * window // self.windows * self.block_images
+        numbers = epoch * self.windows + window
+        firsts = np.flatnonzero(np.diff(numbers, prepend=-1))
+        return list(zip(numbers[firsts].tolist(), np.split(inside - start, firsts[1:]), strict=True))
 
-    def segments(self, position: int, count: int) -> list[Segment]:
-        """The parts of windows that hold stream positions ``position`` to ``position + count`` (exclusive).
+    def indices(self, positions: np.ndarray) -> np.ndarray:
+        """Which images are at ascending stream positions, int64 (n,) both."""
+        return np.concatenate([indices[permutation[places]] for indices, permutation, places in
+                               ((*self.window(number), places) for number, places in self.parts(positions))])
 
-        Positions count on through the epochs; a stretch may cross windows and epochs.
-        """
-        segments = []
-        while count > 0:
-            epoch, inside = divmod(position, self.epoch_images)
-            block = min(inside // self.block_images, self._blocks - 1)
-            window = ((block + 1) * self.windows - 1) // self._blocks
-            start, end = self.window_start(window), self.window_start(window + 1)
-            take = min(count, end - inside)
-            segments.append(Segment(epoch, window, inside - start, inside - start + take))
-            position += take
-            count -= take
-        return segments
-
-    def window(self, epoch: int, window: int) -> tuple[np.ndarray, np.ndarray]:
+    def window(self, number: int) -> tuple[np.ndarray, np.ndarray]:
         """What a window holds and how it is delivered, both int64 (n,).
 
         Returns:
             the indices of its images, ascending: the order in which to read them; and a permutation of
-            range(n): position i of the window delivers ``indices[permutation[i]]``.
+            range(n): place i of the window delivers ``indices[permutation[i]]``.
         """
-        first = self._first_block + self._blocks * window // self.windows
-        last = self._first_block + self._blocks * (window + 1) // self.windows
+        epoch, window = divmod(number, self.windows)
+        first, last = (self.blocks * (window + i) // self.windows for i in (0, 1))
         full = self.num_images // self.block_images
         blocks = permute(np.arange(first, min(last, full)), full, (self.seed, epoch, 0))
-        if last > full:  # the short last block
+        if last > full:  # the short last block of the source keeps the last place, so that positions stay simple
             blocks = np.append(blocks, full)
         blocks.sort()
         indices = (blocks[:, None] * self.block_images + np.arange(self.block_images)).reshape(-1)
         indices = indices[indices < self.num_images]
-        return indices, generator(self.seed, epoch, 1, window, self.rank).permutation(len(indices))
+        return indices, generator(self.seed, epoch, 1, window).permutation(len(indices))
 
 
-def draw_shift(rng: np.random.Generator, count: int, max_shift: int = 2) -> np.ndarray:
-    """Offsets of a crop into an image padded by ``max_shift``: int (2, count), y and x, uniform over all."""
-    return rng.integers(0, 2 * max_shift + 1, (2, count))
+class Draws(NamedTuple):
+    """What is random about n images.
+
+    Args:
+        offsets: where in an image with its border of MAX_SHIFT the crop begins, y and x, int64 (n, 2).
+        mirror: which images are mirrored left to right, 0 or 1, int64 (n,).
+        noisy: which get noise, 0 or 1, int64 (n,).
+        noise_keys: uint64 (n,): each image's state of SplitMix64, from which a CPU draws its noise.
+        noise_state: uint32 (STATE_WORDS,): DALI's state, from which a GPU draws the noise of all of them.
+    """
+
+    offsets: np.ndarray
+    mirror: np.ndarray
+    noisy: np.ndarray
+    noise_keys: np.ndarray
+    noise_state: np.ndarray
+
+    def take(self, chosen: np.ndarray) -> "Draws":
+        """Those of some images."""
+        return Draws(*(values[chosen] for values in self[:-1]), self.noise_state)
 
 
-def draw_jitter(rng: np.random.Generator, count: int, max_shift: int = 2) -> np.ndarray:
-    """Like ``draw_shift``, but never 0 on either axis: the evaluation's jittered copy (reference: ``jitter``)."""
-    offsets = rng.integers(0, 2 * max_shift, (2, count))
-    return offsets + (offsets >= max_shift)
+def training_draws(seed: int, stream_id: int, superbatch: int, count: int, values: int, mirror: bool) -> Draws:
+    """For a superbatch of ``count`` images of so many values: any crop offset, mirrored with probability 1/2."""
+    def random(purpose: int) -> np.random.Generator:
+        return generator(seed, stream_id, purpose, superbatch)
+    offsets = random(OFFSETS).integers(0, 2 * MAX_SHIFT + 1, (2, count)).T
+    mirrored = random(MIRRORS).integers(0, 2, count, np.int32) if mirror else np.zeros(count, np.int64)
+    return Draws(offsets, mirrored, np.ones(count, np.int64),
+                 noise_keys(word_from(seed, stream_id, CPU_NOISE), superbatch * count, count, values),
+                 noise_state(seed, stream_id, DALI_NOISE, superbatch))
+
+
+def evaluation_draws(seed: int, batch: int, count: int, first: int, values: int, flip: bool) -> Draws:
+    """For the views of ``count`` test images, which begin with number ``first`` of the set, image by image.
+
+    An image as it is, jittered (a crop offset that is MAX_SHIFT, no shift, on neither axis), and both with noise; with
+    ``flip`` the same four of the mirrored image, with noise of their own (reference: ``DenseEvaluator``).
+    """
+    view = np.arange(8 if flip else 4)
+    jitter = generator(seed, EVALUATION, OFFSETS, batch).integers(0, 2 * MAX_SHIFT, (count, 1, 2))
+    jitter += jitter >= MAX_SHIFT
+    offsets = np.where((view % 2 == 1)[:, None], jitter, MAX_SHIFT)
+    return Draws(offsets.reshape(-1, 2), np.tile(view // 4, count), np.tile(view // 2 % 2, count),
+                 noise_keys(word_from(seed, EVALUATION, CPU_NOISE), first * len(view), count * len(view), values),
+                 noise_state(seed, EVALUATION, DALI_NOISE, batch))
+
+
+def noise_keys(key: int, first: int, count: int, values: int) -> np.ndarray:
+    """With which the images of so many values at places ``first`` and following draw their noise, uint64 (count,).
+
+    Each is the state of SplitMix64 (Steele et al. 2014), seeded with ``key``, after the numbers of those before it.
+    """
+    places = np.arange(first, first + count, dtype=np.uint64)
+    return np.uint64(key) + places * np.uint64(-(-values // NOISE_A_WORD)) * GAMMA
+
+
+def noise_state(*key: int) -> np.ndarray:
+    """A state of DALI's random generator that belongs to a key of non-negative integers."""
+    return np.random.SeedSequence(key).generate_state(STATE_WORDS, np.uint32)
 
 
 def class_balanced_subset(labels: np.ndarray, count: int, num_classes: int) -> np.ndarray:

@@ -52,16 +52,21 @@ def gcn_statistics(images: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     """
     mean, norm = _gcn_sums(images)
     norm = norm.masked_fill(norm < 255 * EPSILON, 1)  # of one value
-    return mean, GCN_NORM * math.sqrt(images[:1].numel() / GCN_VALUES) / norm
+    return mean, gcn_norm(images[:1].numel()) / norm
+
+
+def gcn_norm(values: int) -> float:
+    """The L2 norm that GCN gives an image of so many values: 55 at 32×32×3, elsewhere the same root mean square."""
+    return GCN_NORM * math.sqrt(values / GCN_VALUES)
 
 
 def _gcn_sums(images: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     """Each image's mean and the L2 norm of the rest, float32 (n, 1)."""
     if images.dtype == torch.uint8 and images.device.type == "cpu":
-        from pipelines import kernels  # on a CPU only
-        sums = np.empty((2, len(images), 1), np.float32)
-        kernels.gcn_sums(images.flatten(1).numpy(), *sums)
-        return torch.from_numpy(sums[0]), torch.from_numpy(sums[1])
+        from pipelines import kernel  # on a CPU only
+        sums = np.empty((2, len(images)), np.float32)
+        kernel.contrasts()(images.flatten(1).numpy(), sums)
+        return tuple(torch.from_numpy(sums)[:, :, None])
     rows = images.flatten(2).to(torch.float32, copy=True)
     mean = rows.mean(dim=2).mean(dim=1, keepdim=True)  # all at once: inexact for large images of one value
     return mean, torch.linalg.vector_norm(rows.sub_(mean[:, None]).flatten(1), dim=1, keepdim=True)
@@ -121,6 +126,15 @@ class Preprocess:
         if self.kind == "standardize":
             return (self.fitted["mean"].expand(len(images), -1), (1 / self.fitted["deviation"]).expand(len(images), -1))
         return gcn_statistics(images)
+
+    def settings(self) -> np.ndarray:
+        """What ``pipelines.kernel`` normalises an image by: float32 (1 + 2C)."""
+        channels = self.image_shape[2]
+        norm = gcn_norm(math.prod(self.image_shape)) if self.kind == "gcn" else 0
+        center, scale = np.zeros(channels), np.ones(channels)
+        if self.kind == "standardize":
+            center, scale = self.fitted["mean"].numpy(), (1 / self.fitted["deviation"]).numpy()
+        return np.concatenate([[norm], center, scale]).astype(np.float32)
 
     def __call__(self, images: torch.Tensor) -> torch.Tensor:
         """uint8 (n, H, W, C) to float32 (n, H, W, C), on the device of both."""

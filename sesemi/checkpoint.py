@@ -12,7 +12,7 @@ import torch
 from pipelines.common.errors import DataError, reason
 from pipelines.common.files import write_atomically
 
-VERSION = 2  # in 1, some convolutions had biases, and batch norm counted its batches
+VERSION = 3  # in 1, some convolutions had biases; before 3, streams saved the state of DALI's noise
 
 
 def save(path: Path, state: dict, keep: int = 1, before: int | None = None) -> None:

@@ -6,9 +6,9 @@ from pathlib import Path
 
 import torch
 
-from pipelines.batch import MAX_SHIFT, NOISE
+from pipelines.batch import NOISE
 from pipelines.common.errors import DataError, UsageError
-from pipelines.sampling import class_balanced_subset
+from pipelines.sampling import MAX_SHIFT, class_balanced_subset
 from pipelines.shards import ShardSet
 from pipelines.shards.manifest import MANIFEST
 from sesemi.model import SesemiModel

@@ -1,16 +1,20 @@
 """The test error: class probabilities averaged over the views of every test image, each exactly once."""
 
+from typing import TYPE_CHECKING
+
 import torch
 
 from pipelines.common.progress import progress_bar
-from pipelines.evaluation import EvaluationLoader
 from sesemi.model import SesemiModel
+
+if TYPE_CHECKING:  # it brings DALI
+    from pipelines.evaluation import EvaluationLoader
 
 FORWARD_VALUES = {"cpu": 256 * 3072, "cuda": 1024 * 3072}  # of images in one forward pass, to bound its memory
 
 
 @torch.no_grad()
-def error_rate(model: SesemiModel, loader: EvaluationLoader, autocast: torch.autocast,
+def error_rate(model: SesemiModel, loader: "EvaluationLoader", autocast: torch.autocast,
                progress: bool = True) -> tuple[float, int]:
     """The fraction of images classified wrongly, and how many images that is of (reference: ``DenseEvaluator``).
 

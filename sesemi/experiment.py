@@ -261,7 +261,7 @@ def evaluation_loader(config: Config, preprocess: Preprocess, test_set: ShardSet
     """The test images of a run, in the same views every time."""
     indices = class_balanced_subset(test_set.labels, config.eval_images or len(test_set), len(test_set.classes))
     return EvaluationLoader(Subset(test_set, indices), preprocess, flip=config.flips, seed=config.seed,
-                            device=config.device, noise=config.noise)
+                            device=config.device, noise=config.noise, threads=cpu_cores())
 
 
 @contextmanager

@@ -10,12 +10,13 @@ import numpy as np
 import torch
 from PIL import Image
 
-from pipelines import augment
-from pipelines.batch import NOISE, VIEWS
+from pipelines.batch import NOISE
 from pipelines.common import errors
 from pipelines.common.errors import Parser
+from pipelines.graph import Graph, Recipe
+from pipelines.sampling import LABELED, training_draws
 from pipelines.whitening import Preprocess
-from pipelines.windows import Pixels, padded_shape, to_device
+from pipelines.windows import Pixels
 
 EXAMPLE = """example:
   python -m sesemi.figure --out sesemi/branches.svg
@@ -44,7 +45,7 @@ def draw() -> str:
     batches = {split.name: next(split.batches()) for split in digits.read().splits}
     images, labels = batches["train"]
     labeled, unlabeled = (int(np.flatnonzero(labels == digit)[0]) for digit in (7, 2))
-    (one,), six = augmented(images[labeled]), augmented(images[unlabeled], (VIEWS,))
+    (one,), six = augmented(images[labeled], views=False), augmented(images[unlabeled], views=True)
     parts = [arrow(92, 88, 118, 88), arrow(258, 88, 284, 88), arrow(356, 88, 618, 88),
              arrow(92, 262, 118, 262), arrow(258, 262, 284, 262), arrow(564, 262, 618, 262),
              picture(images[labeled], 20, 52, 72), text(56, 144, "labeled: “7”"),
@@ -67,15 +68,13 @@ def draw() -> str:
             f'<rect y="30" width="892" height="350" fill="#fff"/>{"".join(parts)}</svg>\n')
 
 
-def augmented(image: np.ndarray, views: tuple[int, ...] = ()) -> torch.Tensor:
-    """One image (H, W, C), or its views, as a batch holds it, (1 or 6, H, W, C): normalised, shifted by (−2, 1), with
-    noise."""
-    padded = torch.empty(padded_shape(1, image.shape))
-    to_device(image[None], Preprocess("gcn", image.shape), Pixels(padded))
-    shifted = padded[:, 4:4 + image.shape[0], 1:1 + image.shape[1]]
-    out = torch.empty(1, *views, *image.shape)
-    augment.augment_cpu(shifted.contiguous(), (), out, deviation=NOISE)
-    return out.flatten(0, -4)
+def augmented(image: np.ndarray, views: bool) -> torch.Tensor:
+    """One image (H, W, C), or its six views, as a batch holds it, (1 or 6, H, W, C): normalised, shifted by (−2, 1),
+    with noise."""
+    graph = Graph(Recipe(image.shape, Preprocess("gcn", image.shape), views, False, NOISE, 1, 1), torch.device("cpu"),
+                  "numba")
+    draws = training_draws(0, LABELED, 0, 1, image.size, mirror=False)._replace(offsets=np.array([[4, 1]]))
+    return graph(Pixels(torch.from_numpy(image[None])), draws)[0]
 
 
 def pixels(image: torch.Tensor) -> np.ndarray:

@@ -5,16 +5,16 @@ import pytest
 import torch
 
 from pipelines.batch import StreamOptions
-from pipelines.evaluation import EvaluationLoader
-from pipelines.graphs import EVALUATION_IMAGES
-from pipelines.loader import LABELED as LABELED_STREAM
-from pipelines.loader import UNLABELED as UNLABELED_STREAM
-from pipelines.loader import SemiSupervisedLoader, Stream
+from pipelines.evaluation import BATCH_IMAGES, EvaluationLoader
+from pipelines.loader import SemiSupervisedLoader
+from pipelines.sampling import LABELED as LABELED_STREAM
+from pipelines.sampling import UNLABELED as UNLABELED_STREAM
 from pipelines.sampling import class_balanced_subset
 from pipelines.shards import Subset
+from pipelines.stream import Stream
 from pipelines.whitening import prepare
 from tests.conftest import random_images, write_set
-from tests.pipelines.test_augment import six_views_numpy
+from tests.pipelines.test_graph import six_views_numpy
 from tests.pipelines.test_whitening import reference_gcn, reference_zca
 
 SIZE, IMAGES = 12, 70
@@ -92,15 +92,15 @@ def test_unlabeled_batches_are_six_views_of_one_shifted_image(toy):
     feed.close()
 
 
-@pytest.mark.parametrize("in_graph", [False, True])
-def test_extra_images_are_half_of_every_unlabeled_batch(toy, tmp_path, in_graph):
+@pytest.mark.parametrize("backend", ["numba", "dali"])
+def test_extra_images_are_half_of_every_unlabeled_batch(toy, tmp_path, backend):
     """Three of the set, then three of the other, each in epochs of its own: 40 steps are 120 images of each."""
     shard_set, images, _ = toy
     other = random_images(40, SIZE, seed=9)
     extra = write_set(tmp_path / "extra", other)
-    options = StreamOptions(6, views=True, flip=False, noise=0, window_images=32, steps_per_run=5)
-    stream = Stream([shard_set, extra], prepare("gcn", [shard_set]), options, seed=4, which=UNLABELED_STREAM,
-                    device=torch.device("cpu"), in_graph=in_graph)
+    options = StreamOptions(6, views=True, flip=False, noise=0, window_images=32, steps_per_superbatch=5)
+    stream = Stream([shard_set, extra], prepare("gcn", [shard_set]), options, seed=4, stream_id=UNLABELED_STREAM,
+                    device=torch.device("cpu"), backend=backend)
     candidates = np.concatenate([candidates_numpy(image) for image in
                                  whitened_numpy(np.concatenate([images, other]), "gcn")])
     seen = []
@@ -120,13 +120,13 @@ def test_extra_images_are_half_of_every_unlabeled_batch(toy, tmp_path, in_graph)
 
 @pytest.mark.parametrize("kind", ["gcn", "standardize", "zca"])
 @pytest.mark.parametrize("which", [LABELED_STREAM, UNLABELED_STREAM])
-def test_dali_and_the_cpu_s_twins_make_the_same_of_every_image(toy, kind, which):
+def test_both_backends_make_the_same_of_every_image(toy, kind, which):
     """The GPU's way, here on DALI's CPU backend, and the CPU's."""
     shard_set, _, _ = toy
     views = which == UNLABELED_STREAM
     options = StreamOptions(16, views=views, flip=not views, noise=0, window_images=32)
-    ours, dali_s = (Stream([shard_set], prepare(kind, [shard_set], progress=False), options, seed=4, which=which,
-                           device=torch.device("cpu"), in_graph=in_graph) for in_graph in (False, True))
+    ours, dali_s = (Stream([shard_set], prepare(kind, [shard_set], progress=False), options, seed=4, stream_id=which,
+                           device=torch.device("cpu"), backend=backend) for backend in ("numba", "dali"))
     for _ in range(60):
         one, other = next(ours), next(dali_s)
         assert (one.images - other.images).abs().max() < 1e-5
@@ -161,16 +161,16 @@ def undo_views(images: torch.Tensor) -> torch.Tensor:
     return torch.stack(upright, 1)
 
 
-@pytest.mark.parametrize("in_graph", [False, True])
-def test_noise_is_fresh_and_shared_by_the_views(toy, in_graph):
+@pytest.mark.parametrize("backend", ["numba", "dali"])
+def test_noise_is_fresh_and_shared_by_the_views(toy, backend):
     """Both ways of making noise and views: what is compiled, and DALI's as on the GPU (here on its CPU backend)."""
     shard_set, _, _ = toy
     preprocess = prepare("gcn", [shard_set])
 
     def stream(noise: float) -> Stream:
         options = StreamOptions(7, views=True, flip=False, noise=noise, window_images=32)
-        return Stream([shard_set], preprocess, options, seed=4, which=UNLABELED_STREAM, device=torch.device("cpu"),
-                      in_graph=in_graph)
+        return Stream([shard_set], preprocess, options, seed=4, stream_id=UNLABELED_STREAM, device=torch.device("cpu"),
+                      backend=backend)
     plain, noisy = stream(0), stream(0.15)
     drawn = []
     for _ in range(40):  # 280 images: four epochs
@@ -220,12 +220,13 @@ def test_labeled_stream_keeps_to_its_subset(toy):
     feed.close()
 
 
+@pytest.mark.parametrize("backend", ["numba", "dali"])
 @pytest.mark.parametrize("flip", [True, False])
-def test_evaluation_views_are_the_reference_s(tmp_path, flip):
-    count = EVALUATION_IMAGES + 30
+def test_evaluation_views_are_the_reference_s(tmp_path, flip, backend):
+    count = BATCH_IMAGES + 30
     images, labels = random_images(count, SIZE), np.arange(count) % 3
     shard_set = write_set(tmp_path / "test", images, labels, tuple("abc"), "test")
-    evaluation = EvaluationLoader(shard_set, prepare("gcn", [shard_set]), flip=flip, seed=2)
+    evaluation = EvaluationLoader(shard_set, prepare("gcn", [shard_set]), flip=flip, seed=2, backend=backend)
     whitened = whitened_numpy(images, "gcn")
     batches = list(evaluation)
     assert torch.cat([batch.labels for batch in batches]).tolist() == labels.tolist()
@@ -252,3 +253,43 @@ def test_evaluation_views_are_the_reference_s(tmp_path, flip):
         assert abs(correlation).max() < 6 / np.sqrt(flat.shape[1])
     again = torch.cat([batch.images for batch in evaluation])
     assert torch.equal(again, torch.cat([batch.images for batch in batches]))
+
+
+@pytest.mark.parametrize("backend", ["numba", "dali"])
+@pytest.mark.parametrize("parts", [2, 3])
+def test_the_parts_of_a_batch_together_are_the_batch(toy, tmp_path, parts, backend):
+    """Of each source's images in it; one checkpoint is good for all of them, and for other numbers of parts."""
+    shard_set, _, _ = toy
+    extra = write_set(tmp_path / "extra", random_images(50, SIZE, seed=9))
+    preprocess = prepare("zca", [shard_set], progress=False)
+    noise = 0.15 if backend == "numba" else 0  # DALI's is each part's own
+
+    def streams(part: tuple[int, int]) -> list[Stream]:
+        common = {"seed": 4, "device": torch.device("cpu"), "part": part, "backend": backend}
+        return [Stream([shard_set], preprocess, StreamOptions(
+                    24, views=False, flip=True, noise=noise, window_images=32, steps_per_superbatch=5),
+                    stream_id=LABELED_STREAM, **common),
+                Stream([shard_set, extra], preprocess, StreamOptions(
+                    12, views=True, flip=False, noise=noise, window_images=32, steps_per_superbatch=4),
+                    stream_id=UNLABELED_STREAM, **common)]
+    for kind, whole in enumerate(streams((0, 1))):
+        some = [streams((part, parts))[kind] for part in range(parts)]
+        next(whole)
+        for one in some:
+            one.load_state_dict(whole.state_dict())
+        for _ in range(13):
+            expected, found = next(whole), [next(one) for one in some]
+            sources = (1, 2)[kind]
+            for name in ("images", "labels"):
+                shares = [getattr(one, name).unflatten(0, (sources, -1)) for one in found]
+                assert torch.equal(torch.cat(shares, 1).flatten(0, 1), getattr(expected, name))
+        assert {one.state_dict()["step"] for one in some} == {14}
+        whole.load_state_dict(some[-1].state_dict())
+        for one in [whole, *some]:
+            one.close()
+
+
+def test_parts_that_do_not_divide_a_batch(toy):
+    with pytest.raises(ValueError, match="batches of 12 from 2 sources in 4 parts"):
+        Stream([toy[0], toy[0]], prepare("gcn", [toy[0]]), StreamOptions(12, views=True, flip=False), seed=0,
+               stream_id=UNLABELED_STREAM, device=torch.device("cpu"), part=(1, 4))

@@ -6,7 +6,8 @@ import torch
 
 from pipelines.batch import StreamOptions
 from pipelines.evaluation import EvaluationLoader
-from pipelines.loader import LABELED, UNLABELED, Stream
+from pipelines.sampling import LABELED, UNLABELED
+from pipelines.stream import Stream
 from pipelines.whitening import prepare
 from tests.conftest import random_images, write_set
 
@@ -20,9 +21,9 @@ def some_set(request, tmp_path_factory):
     return write_set(tmp_path_factory.mktemp("sets") / "train", images, np.arange(300) % 3, ("a", "b", "c"))
 
 
-def stream(small_set, device: str, which=UNLABELED, noise=0.15, kind="zca") -> Stream:
-    options = StreamOptions(10, views=which == UNLABELED, flip=which == LABELED, noise=noise, window_images=64)
-    return Stream([small_set], prepare(kind, [small_set], progress=False), options, seed=1, which=which,
+def stream(small_set, device: str, stream_id=UNLABELED, noise=0.15, kind="zca") -> Stream:
+    options = StreamOptions(10, views=stream_id == UNLABELED, flip=stream_id == LABELED, noise=noise, window_images=64)
+    return Stream([small_set], prepare(kind, [small_set], progress=False), options, seed=1, stream_id=stream_id,
                   device=torch.device(device))
 
 

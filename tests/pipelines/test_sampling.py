@@ -4,23 +4,23 @@ import numpy as np
 import pytest
 
 from pipelines.sampling import (
+    EVALUATION,
+    LABELED,
+    STATE_WORDS,
+    UNLABELED,
     Order,
     class_balanced_subset,
-    draw_jitter,
-    draw_shift,
+    evaluation_draws,
     evenly_spread,
     generator,
     permute,
+    training_draws,
 )
 
 
 def delivered(order: Order, position: int, count: int) -> list[int]:
-    """Stream positions to image indices, by way of segments."""
-    out = []
-    for segment in order.segments(position, count):
-        indices, permutation = order.window(segment.epoch, segment.window)
-        out += indices[permutation[segment.first:segment.last]].tolist()
-    return out
+    """The images at stream positions."""
+    return order.indices(np.arange(position, position + count)).tolist()
 
 
 @pytest.mark.parametrize("size", [1, 2, 3, 5, 16, 17, 100, 1023, 1024, 1025, 70001])
@@ -53,15 +53,10 @@ def test_permute_is_uniform_and_depends_on_the_key():
 
 @pytest.mark.parametrize(("images", "window", "block"),
                          [(1, 8, 4), (7, 3, 2), (97, 20, 4), (100, 1000, 16), (101, 10, 7), (64, 16, 16), (33, 5, 16)])
-@pytest.mark.parametrize("most_ranks", [1, 2, 3])
-def test_every_image_once_an_epoch(images, window, block, most_ranks):
-    ranks = min(most_ranks, -(-images // block))
-    shares = [Order(images, window, block, seed=3, rank=rank, ranks=ranks) for rank in range(ranks)]
+def test_every_image_once_an_epoch(images, window, block):
+    order = Order(images, window, block, seed=3)
     for epoch in range(3):
-        seen = []
-        for order in shares:
-            seen += delivered(order, epoch * order.epoch_images, order.epoch_images)
-        assert sorted(seen) == list(range(images))
+        assert sorted(delivered(order, epoch * images, images)) == list(range(images))
 
 
 def test_order_matches_an_obvious_loop():
@@ -74,10 +69,12 @@ def test_order_matches_an_obvious_loop():
             images = []
             for block in sorted(blocks[13 * window // 4:13 * (window + 1) // 4]):
                 images += [i for i in range(block * 8, block * 8 + 8) if i < 103]
-            shuffled = generator(9, epoch, 1, window, 0).permutation(len(images))
+            shuffled = generator(9, epoch, 1, window).permutation(len(images))
             obvious += [images[i] for i in shuffled]
     for start, count in ((0, 412), (0, 1), (30, 5), (95, 20), (100, 210), (411, 1)):
         assert delivered(order, start, count) == obvious[start:start + count]
+    some = np.array([0, 7, 8, 102, 103, 300, 301, 411])  # not one after another
+    assert order.indices(some).tolist() == [obvious[position] for position in some]
 
 
 def test_epochs_and_seeds_differ():
@@ -92,26 +89,67 @@ def test_epochs_and_seeds_differ():
 def test_a_window_is_within_its_size_and_read_in_ascending_order():
     order = Order(10_007, 500, 16)
     for window in range(order.windows):
-        indices, permutation = order.window(0, window)
+        indices, permutation = order.window(window)
         assert len(indices) <= 500
         assert (np.diff(indices) > 0).all()
         assert sorted(permutation) == list(range(len(indices)))
 
 
-@pytest.mark.parametrize("wrong", [{"num_images": 0}, {"window_images": 0}, {"rank": 2, "ranks": 2}, {"ranks": 99}])
+@pytest.mark.parametrize("wrong", [{"num_images": 0}, {"window_images": 0}, {"block_images": 0}])
 def test_impossible_orders_are_refused(wrong):
-    with pytest.raises(ValueError, match=r"rank|sizes"):
+    with pytest.raises(ValueError, match="sizes"):
         Order(**{"num_images": 10, "window_images": 10, "block_images": 4, **wrong})
 
 
-def test_shifts_are_uniform_and_jitter_is_never_zero():
-    shifts = draw_shift(generator(0), 50_000)
-    counts = np.bincount(shifts[0] * 5 + shifts[1], minlength=25)
+def test_crop_offsets_are_uniform_and_half_are_mirrored():
+    draws = training_draws(0, LABELED, 7, 50_000, 192, mirror=True)
+    counts = np.bincount(draws.offsets[:, 0] * 5 + draws.offsets[:, 1], minlength=25)
     assert len(counts) == 25
     assert abs(counts - 2000).max() < 5 * np.sqrt(2000)
-    jitter = draw_jitter(generator(0), 16_000) - 2
+    assert set(draws.mirror) == {0, 1}
+    assert abs(draws.mirror.mean() - 0.5) < 5 * 0.5 / np.sqrt(50_000)
+    assert abs(np.corrcoef(np.column_stack([draws.offsets, draws.mirror]).T) - np.eye(3)).max() < 5 / np.sqrt(50_000)
+    assert not training_draws(0, LABELED, 7, 50, 192, mirror=False).mirror.any()
+    assert draws.noisy.all()
+
+
+def test_draws_belong_to_their_superbatch_stream_and_seed():
+    found = [training_draws(seed, stream, number, 40, 75, mirror=True)
+             for seed in (0, 1) for stream in (LABELED, UNLABELED) for number in (0, 1)]
+    again = training_draws(1, UNLABELED, 1, 40, 75, mirror=True)
+    assert all(np.array_equal(a, b) for a, b in zip(found[-1], again, strict=True))
+    for name in ("offsets", "mirror", "noise_keys", "noise_state"):
+        assert len({getattr(draws, name).tobytes() for draws in found}) == 8
+    assert len(np.unique(np.concatenate([draws.noise_keys for draws in found]))) == 8 * 40
+    assert {draws.noise_state.shape for draws in found} == {(STATE_WORDS,)}
+    some = found[0].take(np.array([3, 9]))
+    assert some.offsets.tolist() == found[0].offsets[[3, 9]].tolist()
+    assert some.noise_keys.tolist() == found[0].noise_keys[[3, 9]].tolist()
+
+
+def test_noise_goes_on_from_superbatch_to_superbatch():
+    """An image's key is SplitMix64's state after the numbers of the images before it: 19 for 75 values."""
+    keys = np.concatenate([training_draws(5, LABELED, number, 40, 75, mirror=False).noise_keys for number in range(3)])
+    steps = np.diff(keys.astype(object)) % 2**64
+    assert set(steps) == {19 * 0x9E3779B97F4A7C15 % 2**64}
+
+
+@pytest.mark.parametrize("flip", [True, False])
+def test_the_evaluation_s_jitter_is_never_zero(flip):
+    draws = evaluation_draws(0, 3, 8000, 24_000, 192, flip)
+    views = 8 if flip else 4
+    offsets = draws.offsets.reshape(8000, views, 2) - 2
+    assert not offsets[:, ::2].any()
+    jitter = offsets[:, 1::2]
+    assert (jitter == jitter[:, :1]).all()  # one for each image
     assert set(np.unique(jitter).tolist()) == {-2, -1, 1, 2}
-    assert abs(np.bincount(jitter.reshape(-1) + 2)[[0, 1, 3, 4]] - 8000).max() < 5 * np.sqrt(8000)
+    assert abs(np.bincount(jitter[:, 0].reshape(-1) + 2)[[0, 1, 3, 4]] - 4000).max() < 5 * np.sqrt(4000)
+    assert draws.noisy.reshape(8000, views).tolist()[0] == [0, 0, 1, 1] * (views // 4)
+    assert draws.mirror.reshape(8000, views).tolist()[0] == [0] * 4 + [1] * (views - 4)
+    assert len(np.unique(draws.noise_keys)) == 8000 * views
+    following = evaluation_draws(0, 4, 10, 32_000, 192, flip)
+    assert EVALUATION not in (LABELED, UNLABELED)
+    assert not set(following.noise_keys) & set(draws.noise_keys)
 
 
 @pytest.mark.parametrize("count", [250, 1000, 4000])

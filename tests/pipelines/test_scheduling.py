@@ -10,8 +10,10 @@ import pytest
 import torch
 
 from pipelines.batch import StreamOptions
-from pipelines.loader import UNLABELED, SemiSupervisedLoader, Stream
+from pipelines.loader import SemiSupervisedLoader
+from pipelines.sampling import UNLABELED, Order, seed_from
 from pipelines.shards import Subset
+from pipelines.stream import Stream
 from pipelines.whitening import Preprocess
 
 PREPROCESS = Preprocess("gcn", (8, 8, 3))
@@ -56,8 +58,9 @@ def watched(small_set) -> Watched:
 
 
 def stream(source, **options) -> Stream:
-    options = {"batch": 10, "views": True, "flip": False, "window_images": 64, "steps_per_run": 4, **options}
-    return Stream([source], PREPROCESS, StreamOptions(**options), seed=1, which=UNLABELED, device=torch.device("cpu"))
+    options = {"batch": 10, "views": True, "flip": False, "window_images": 64, "steps_per_superbatch": 4, **options}
+    return Stream([source], PREPROCESS, StreamOptions(**options), seed=1, stream_id=UNLABELED,
+                  device=torch.device("cpu"))
 
 
 def take(source, count: int) -> list:
@@ -105,16 +108,15 @@ def test_a_resumed_stream_reads_only_what_it_delivers(small_set, steps):
     other = stream(source)
     other.load_state_dict(one.state_dict())
     take(other, 8)
+    other.settle()
     other.close()
-    order, (batch, superbatch) = one.orders[0], (10, 40)
-    first, last = steps * batch // superbatch * superbatch, -(-(steps + 8) * batch // superbatch) * superbatch
-    needed = list(dict.fromkeys((s.epoch, s.window) for s in order.segments(first, last - first + superbatch)))
-    needed.append((needed[-1][0] + (needed[-1][1] + 1) // order.windows, (needed[-1][1] + 1) % order.windows))
-    expected = [order.window(epoch, window)[0] for epoch, window in needed]
-    assert len(source.reads) >= len({(s.epoch, s.window) for s in order.segments(steps * batch, 8 * batch)})
-    for read, window in zip(source.reads, expected, strict=False):  # in this order, and no more than these
+    order = Order(300, 64, 1, seed_from(1, UNLABELED, 0))
+    superbatches = np.arange(steps // 4 * 40, -(-(steps + 8) // 4) * 40)  # the images of those, of 40 each
+    needed = [number for number, _ in order.parts(superbatches)]
+    expected = [order.window(number)[0] for number in [*needed, needed[-1] + 1]]  # and the window after them
+    assert len(source.reads) == len(expected)
+    for read, window in zip(source.reads, expected, strict=True):
         assert np.array_equal(read, window)
-    assert len(source.reads) <= len(expected)
     one.close()
 
 
@@ -199,6 +201,7 @@ def test_an_error_while_reading_reaches_the_caller_and_can_be_got_over(small_set
         with pytest.raises(OSError, match="the disk is gone"):
             next(one)
     watched.failing = False
+    assert same(take(one, 20), expected)
     one.load_state_dict(state)
     assert same(take(one, 20), expected)
     one.close()

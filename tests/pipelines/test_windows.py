@@ -1,44 +1,38 @@
-"""Windows hold the images that their stream positions ask for, two windows at most."""
+"""Windows hold the images that their stream positions ask for."""
 
 import numpy as np
 import pytest
 import torch
 
 from pipelines.sampling import Order
-from pipelines.whitening import KINDS, Preprocess, prepare
+from pipelines.whitening import KINDS, prepare
 from pipelines.windows import Windows
 
 
 @pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("padded", [False, True])
 @pytest.mark.parametrize(("window", "block"), [(8, 16), (64, 16), (50, 7), (300, 16), (1000, 16)])
-def test_windows_hold_the_images_of_their_positions(small_set, window, block, kind):
-    """Also where a window is smaller than a block, and across windows and epochs; the memory is used again."""
-    preprocess = prepare(kind, [small_set], progress=False)
-    windows = Windows(small_set, Order(300, window, block, seed=3), preprocess, torch.device("cpu"))
-    for position in range(0, 700, 70):
-        images = small_set.read(windows.indices(position, 70))
-        found = windows.gather(position, 70)
-        if kind == "zca":
-            assert found.center is None
-            ours = found.images
-        else:
-            assert found.images.dtype == torch.uint8
-            ours = (found.images - found.center[:, None, None]) * found.scale[:, None, None]
-        expected = np.pad(preprocess(torch.from_numpy(images)), ((0, 0), (2, 2), (2, 2), (0, 0)), "symmetric")
-        assert np.abs(ours.numpy() - expected).max() < 1e-5
-    windows.close()
-
-
-@pytest.mark.parametrize("count", [5, 31, 33, 48])
-def test_two_windows_at_most(small_set, monkeypatch, count):
-    """Windows of 56 to 64 images, drawn from by less or more than a half at a time: two are there, or are loaded."""
-    windows = Windows(small_set, Order(300, 64, 8, seed=3), Preprocess("gcn", (8, 8, 3)), torch.device("cpu"))
-    wanted = []
-    want = windows._want
-    monkeypatch.setattr(windows, "_want", lambda keys: (wanted.append(list(keys)), want(keys)))
-    for position in range(0, 40 * count, count):
-        windows.gather(position, count)
-    assert {len(set(keys)) for keys in wanted} == {1, 2}
-    windows.settle()
-    assert windows.loaded == len({key for keys in wanted for key in keys})
+def test_windows_hold_the_images_of_their_positions(small_set, window, block, kind, padded, monkeypatch):
+    """Also where a window is smaller than a block, across windows, epochs and chunks, and with gaps between them."""
+    monkeypatch.setattr("pipelines.windows.CHUNK_VALUES", {"cpu": 8 * 8 * 3 * 7})
+    preprocess, order = prepare(kind, [small_set], progress=False), Order(300, window, block, seed=3)
+    windows = Windows(small_set, order, preprocess, torch.device("cpu"), padded)
+    offsets = np.random.default_rng(0).integers(0, 5, (70, 2))
+    for first in range(0, 700, 70):
+        positions = first + np.arange(70) + np.arange(70) // 10
+        images = small_set.read(windows.indices(positions))
+        assert np.array_equal(windows.indices(positions), order.indices(positions))
+        found = windows.gather(positions, offsets)
+        ours, expected = found.images, torch.from_numpy(images)
+        if padded or kind == "zca":
+            expected = preprocess(expected)
+        if kind != "zca":
+            assert ours.dtype == torch.uint8
+            assert (found.center is not None) == padded
+        if padded:
+            bordered = np.pad(expected, ((0, 0), (2, 2), (2, 2), (0, 0)), "symmetric")
+            expected = np.stack([image[y:y + 8, x:x + 8] for image, (y, x) in zip(bordered, offsets, strict=True)])
+            if found.center is not None:
+                ours = (ours - found.center[:, None, None]) * found.scale[:, None, None]
+        assert np.abs(ours.numpy().astype(np.float64) - np.asarray(expected)).max() < 1e-4
     windows.close()

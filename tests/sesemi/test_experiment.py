@@ -10,8 +10,9 @@ import numpy as np
 import pytest
 import torch
 
-from pipelines.loader import SemiSupervisedLoader, Stream
+from pipelines.loader import SemiSupervisedLoader
 from pipelines.whitening import Preprocess
+from pipelines.windows import Windows
 from sesemi import checkpoint, cli, evaluation, experiment
 from sesemi.config import Config
 from tests.conftest import random_images, write_set
@@ -163,24 +164,21 @@ def test_killed_after_a_checkpoint_and_resumed(prepared, tmp_path, command, monk
 
 def test_resumed_run_loads_no_window_it_does_not_need(prepared, tmp_path, command, monkeypatch):
     """60 images in windows of 16: two images a step, so that step 20 is in the third of four windows."""
-    monkeypatch.setattr("pipelines.graphs.STEPS_PER_RUN", 16)
-    monkeypatch.setattr("pipelines.loader.default_window_images", lambda shape, device: 16)
+    monkeypatch.setattr("pipelines.stream.SUPERBATCH_STEPS", 16)
+    monkeypatch.setattr("pipelines.stream.default_window_images", lambda shape, device: 16)
     with monkeypatch.context() as patch:
         interrupt_at(patch, 20)
         command(cli.main, *arguments(prepared, tmp_path / "run", steps=26))
-    asked = []
-    real = Stream._start
+    loaded, real = [], Windows._load
 
-    def start(self, step, checkpoint):
-        real(self, step, checkpoint)
-        load = self._windows[0]._load
-        self._windows[0]._load = lambda *which: asked.append((self.options.views, *which)) or load(*which)
-    monkeypatch.setattr(Stream, "_start", start)
+    def load(self, number):
+        loaded.append((self._order, number))
+        return real(self, number)
+    monkeypatch.setattr(Windows, "_load", load)
     assert command(cli.main, "train", "--resume", "--run", tmp_path / "run")[0] == 0
-    unlabeled = [which for views, *which in asked if views]
-    assert unlabeled[0] == [0, 2]
-    assert [0, 0] not in unlabeled
-    assert [0, 1] not in unlabeled
+    unlabeled = [number for order, number in loaded if order.num_images == 60]
+    assert unlabeled[0] == 2
+    assert not {0, 1} & set(unlabeled)
 
 
 def test_a_second_run_does_not_overwrite_the_first(prepared, tmp_path, command):

@@ -332,7 +332,7 @@ def test_a_checkpoint_of_another_version_is_refused(prepared, tmp_path, command)
     for words in (("train", "--resume", "--run", run), ("evaluate", run)):
         status, _, err = command(cli.main, *words)
         assert status == 1
-        assert re.search(r"error: .*checkpoint\.pt: checkpoint of version 1 found, 2 expected: .*start a new --run$",
+        assert re.search(r"error: .*checkpoint\.pt: checkpoint of version 1 found, 3 expected: .*start a new --run$",
                          err.strip().splitlines()[-1])
 
 
