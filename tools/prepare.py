@@ -124,8 +124,7 @@ def prepare(source: Source, out: Path, replace: bool = False, exclude: Sequence[
             print(f"{left}: left by a conversion that did not finish; starting clean")
         writers = [stack.enter_context(ShardWriter(
             out / split.name, dataset=source.dataset, split=split.name, image_shape=source.image_shape,
-            classes=split.classes, source=source.origin, replace=replace,
-            expected=None if exclude else split.num_images)) for split in source.splits]
+            classes=split.classes, source=source.origin, replace=replace)) for split in source.splits]
         excluded = Excluded([ShardSet(path) for given in exclude for path in find_sets(given)]) if exclude else None
         if excluded and excluded.image_shape != source.image_shape:
             raise DataError(f"--exclude {exclude[0]}: images of {excluded.image_shape} found, {source.image_shape} "
@@ -138,9 +137,6 @@ def prepare(source: Source, out: Path, replace: bool = False, exclude: Sequence[
                 if excluded:
                     writer.source["excluded"] = {"sets": [str(path) for path in exclude], "images": excluded.dropped}
                     excluded.dropped = 0
-                writer.flush()
-        if not in_place:
-            for writer in writers:
                 writer.finish()
         written = [split.name for split in source.splits]
         removed = [name for name in SPLITS if replace and name not in written and (out / name / MANIFEST).exists()

@@ -31,37 +31,6 @@ def beside(path: Path, ending: str) -> Path:
     return path.with_name(path.name + ending)
 
 
-def commit(out: Path, names: Sequence[str], removed: Sequence[str] = ()) -> None:
-    """Put the complete sets ``names``.partial of a folder in place, instead of those that are there.
-
-    Args:
-        out: the folder.
-        names: of the new sets.
-        removed: of sets that go.
-    """
-    text = json.dumps({"sets": list(names), "removed": list(removed)})
-    write_atomically(out / JOURNAL, lambda file: file.write(text.encode()))
-    _carry_out(out, names, removed)
-
-
-def recover(out: Path) -> list[str]:
-    """Carry out what an interrupted ``commit`` left to do; returns the names of the sets that are now in place.
-
-    Raises DataError where the journal is not one.
-    """
-    journal = out / JOURNAL
-    remove_leftovers(out, JOURNAL)
-    if not journal.exists():
-        return []
-    try:
-        content = json.loads(journal.read_text())
-        names, removed = ([plain_name(name) for name in content[key]] for key in ("sets", "removed"))
-    except (ValueError, KeyError, TypeError) as error:
-        raise DataError(f"{journal}: damaged ({error}); delete it and the sets beside it, and prepare again") from None
-    _carry_out(out, names, removed)
-    return names
-
-
 def clean(paths: Iterable[Path]) -> list[Path]:
     """Remove what conversions into ``paths`` left that did not finish; returns what there was.
 
@@ -76,10 +45,29 @@ def clean(paths: Iterable[Path]) -> list[Path]:
     return found
 
 
-def _carry_out(out: Path, names: Sequence[str], removed: Sequence[str]) -> None:
-    """May be begun again after any of its steps. The old sets go first, so that none is beside a new one."""
+def commit(out: Path, names: Sequence[str], removed: Sequence[str] = ()) -> None:
+    """Put the complete sets ``names``.partial of a folder in place of those that are there; sets ``removed`` go."""
+    text = json.dumps({"sets": list(names), "removed": list(removed)})
+    write_atomically(out / JOURNAL, lambda file: file.write(text.encode()))
+    recover(out)
+
+
+def recover(out: Path) -> list[str]:
+    """Carry out what the journal of ``commit`` says, if there is one; returns the names of the new sets.
+
+    May be begun again after any of its steps. Raises DataError where the journal is damaged.
+    """
+    journal = out / JOURNAL
+    remove_leftovers(out, JOURNAL)
+    if not journal.exists():
+        return []
+    try:
+        content = json.loads(journal.read_text())
+        names, removed = ([plain_name(name) for name in content[key]] for key in ("sets", "removed"))
+    except (ValueError, KeyError, TypeError) as error:
+        raise DataError(f"{journal}: damaged ({error}); delete it and the sets beside it, and prepare again") from None
     new, gone = [out / name for name in names], [out / name for name in removed]
-    for path in new + gone:
+    for path in new + gone:  # the old sets go first, so that none is beside a new one
         if path.exists() and (path in gone or beside(path, PARTIAL).exists()):
             shutil.rmtree(beside(path, OLD), ignore_errors=True)  # what an earlier conversion left
             os.replace(path, beside(path, OLD))
@@ -87,7 +75,8 @@ def _carry_out(out: Path, names: Sequence[str], removed: Sequence[str]) -> None:
         if beside(path, PARTIAL).exists():
             os.replace(beside(path, PARTIAL), path)
     sync_folder(out)
-    (out / JOURNAL).unlink()
+    journal.unlink()
     sync_folder(out)
     for path in new + gone:
         shutil.rmtree(beside(path, OLD), ignore_errors=True)
+    return names

@@ -1,67 +1,58 @@
 """Writing a shard set: everything beside its place first, the manifest last, then a rename."""
 
+import dataclasses
+import hashlib
+import io
 import math
 import os
 import shutil
-from collections import deque
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Executor, Future, ThreadPoolExecutor
 from contextlib import ExitStack
 from pathlib import Path
 
 import numpy as np
 
 from pipelines.common.errors import DataError, UsageError
-from pipelines.common.files import made, write_atomically
+from pipelines.common.files import made, named, write_atomically
 from pipelines.shards.commit import PARTIAL, beside, clean, commit, is_ours
-from pipelines.shards.manifest import JOURNAL, MANIFEST, MAX_BYTES, Manifest, RawFile, Shard
-from pipelines.shards.npy import NpyFile, Threads
+from pipelines.shards.manifest import JOURNAL, MANIFEST, MAX_BYTES, Manifest, RawFile, Shard, ShardFile
 from pipelines.shards.reader import LABEL_DTYPE, Extents, copy_pixels, sample_hash
 
 SHARD_BYTES = 32 * 2**20  # pixels per shard file: large enough to copy fast, small enough to send or to hash again
-PIECE_BYTES, PIECES = 2**22, 4  # pixels are hashed and written by so many, and so many pieces are in memory
 
 
 class ShardWriter:
-    """Write a shard set into ``path``, in the order of ``append``; four pieces of 4 MiB are held in memory.
+    """Write a shard set into ``path``, in the order of ``append``. Two shards are in memory: one is filled while the
+    other is written, by one thread, and hashed, by another.
 
-    Use as a context manager. Everything goes to ``path``.partial; after ``finish()`` leaving the context renames
-    that folder to ``path``, unless ``pipelines.shards.commit`` did so together with others before. Leaving it
-    otherwise, or by an exception, removes what was written.
+    Use as a context manager. Everything goes to ``path``.partial; after ``finish()`` leaving the context renames that
+    folder to ``path``, unless ``commit`` did so together with others. Leaving it otherwise removes what was written.
 
     Args:
         path: the set's folder.
         dataset, split, image_shape, classes, source: see Manifest.
         replace: a set that is there.
-        expected: how many images will come, where that is known: the last shard is then hashed while it is filled.
         shard_bytes: of pixels in a shard.
 
     Raises:
         UsageError: ``path`` exists and ``replace`` is False, or it holds something else than a shard set.
         DataError: images of another shape or type, labels out of range or absent, or no image at all.
+        OSError: a full disk, say; it names the file. Raised by the call that waits for the shard.
     """
 
     def __init__(self, path: Path | str, *, dataset: str, split: str, image_shape: tuple[int, int, int],
-                 classes: tuple[str, ...] | None, source: dict, replace: bool = False,
-                 expected: int | None = None, shard_bytes: int = SHARD_BYTES):
-        self.path = Path(path)
-        self.partial = beside(self.path, PARTIAL)
+                 classes: tuple[str, ...] | None, source: dict, replace: bool = False, shard_bytes: int = SHARD_BYTES):
+        self.path, self.partial = Path(path), beside(Path(path), PARTIAL)
         self.num_images = 0
         self.source = dict(source)  # where the images came from; may be added to until ``finish``
-        self._fields = {"dataset": dataset, "split": split, "image_shape": tuple(image_shape), "classes": classes}
-        self._image_shape, self._classes = tuple(image_shape), classes
+        self._set = Manifest(dataset, split, classes, tuple(image_shape), num_images=0, shards=())
         self._replace = replace
-        self._shards: list[Shard] = []
-        self._finished = False
-        self._expected = expected
         self._capacity = max(1, shard_bytes // math.prod(image_shape))
-        self._piece_images = max(1, min(self._capacity, PIECE_BYTES // math.prod(image_shape)))
-        self._piece: np.ndarray | None = None  # that is filled; None before the first image of a shard
-        self._fill = 0  # images in the piece
-        self._busy: deque[tuple[np.ndarray, tuple[Future[None], Future[None]]]] = deque()  # pieces on their way
-        self._open: NpyFile | None = None  # the shard that is filled
-        self._in_shard = 0  # images in it and in the piece
-        self._labels = None if classes is None else np.empty(self._capacity, LABEL_DTYPE)  # theirs
-        self._last: tuple[int, NpyFile, NpyFile | None] | None = None  # the shard before it, on its way to the disk
+        self._images = np.empty((2, self._capacity, *image_shape), np.uint8)  # shard n is in n % 2
+        self._labels = np.empty((2, self._capacity), LABEL_DTYPE)
+        self._filled = 0  # images in the shard that is filled
+        self._shards: list[Future[Shard]] = []  # those before it, of which the last may be on its way to the disk
+        self._finished = False
 
     def __enter__(self) -> "ShardWriter":
         if os.path.lexists(self.path) and not is_ours(self.path):
@@ -74,81 +65,73 @@ class ShardWriter:
             stack.enter_context(made(self.path.parent))
             self.partial.mkdir()
             stack.callback(self._abandon)
-            self._threads = Threads(*(stack.enter_context(ThreadPoolExecutor(1, thread_name_prefix=name))
-                                      for name in Threads._fields))
+            self._threads = stack.enter_context(ThreadPoolExecutor(2, thread_name_prefix="shards"))
             self._exit = stack.pop_all()
         return self
 
+    def __exit__(self, kind, value, traceback) -> None:
+        with self._exit:
+            if kind is None and self._finished and self.partial.exists():
+                commit(self.path.parent, [self.path.name])
+
+    def _abandon(self) -> None:
+        if not (self.path.parent / JOURNAL).exists():  # else it is complete, and to be put in place by ``recover``
+            shutil.rmtree(self.partial, ignore_errors=True)
+
     def append(self, images: np.ndarray, labels: np.ndarray | None = None) -> None:
         """Add images, uint8 (n, H, W, C), and their labels (n,) where the set has classes."""
-        if images.dtype != np.uint8 or images.shape[1:] != self._image_shape:
-            raise DataError(f"{self.path}: images {images.dtype} {images.shape[1:]} found, "
-                            f"uint8 {self._image_shape} expected")
-        if self._classes is not None:
-            labels = np.asarray(labels)
-            if labels.shape != (len(images),):
-                raise DataError(f"{self.path}: {labels.shape} labels found for {len(images)} images")
-            if len(labels) and (labels.min() < 0 or labels.max() >= len(self._classes)):
-                raise DataError(f"{self.path}: labels {labels.min()} to {labels.max()} found, "
-                                f"0 to {len(self._classes) - 1} expected")
-        done = 0
-        while done < len(images):
-            if self._piece is None:
-                self._piece = self._next_piece()
-            take = min(len(images) - done, len(self._piece) - self._fill, self._capacity - self._in_shard)
-            copy_pixels(images[done:done + take], self._piece[self._fill:self._fill + take])
-            if self._labels is not None:
-                self._labels[self._in_shard:self._in_shard + take] = labels[done:done + take]
-            self._fill += take
-            self._in_shard += take
-            self.num_images += take
-            done += take
-            if self._in_shard == self._capacity:
-                self.flush()
-            elif self._fill == len(self._piece):
+        shape, classes = self._set.image_shape, self._set.classes
+        if images.dtype != np.uint8 or images.shape[1:] != shape:
+            raise DataError(f"{self.path}: images {images.dtype} {images.shape[1:]} found, uint8 {shape} expected")
+        labels = np.zeros(len(images)) if classes is None else np.asarray(labels)
+        if labels.shape != (len(images),):
+            raise DataError(f"{self.path}: {labels.shape} labels found for {len(images)} images")
+        if classes is not None and len(labels) and (labels.min() < 0 or labels.max() >= len(classes)):
+            raise DataError(f"{self.path}: labels {labels.min()} to {labels.max()} found, "
+                            f"0 to {len(classes) - 1} expected")
+        self.num_images += len(images)
+        while len(images):
+            take = min(len(images), self._capacity - self._filled)
+            place = len(self._shards) % 2, slice(self._filled, self._filled + take)
+            copy_pixels(images[:take], self._images[place])
+            self._labels[place] = labels[:take]
+            images, labels = images[take:], labels[take:]
+            self._filled += take
+            if self._filled == self._capacity:
                 self._hand_over()
 
-    def flush(self) -> None:
-        """Have what there is written as a shard, in the background; waits for the shard before it."""
-        if not self._in_shard:
-            return
-        if self._fill:
-            self._hand_over()
-        self._settle()
-        self._open.finish()
-        label_file = None
-        if self._labels is not None:
-            label_file = NpyFile(self._path_of("labels"), self._labels.dtype, (), self._in_shard, self._threads)
-            label_file.write(self._labels[:self._in_shard].copy())
-            label_file.finish()
-        self._last, self._open, self._in_shard = (self._in_shard, self._open, label_file), None, 0
+    def _hand_over(self) -> None:
+        """Have the shard written, once the one before it is: its memory is the next to be filled."""
+        if self._shards:
+            self._shards[-1].result()
+        number, filled = len(self._shards), slice(self._filled)
+        labels = None if self._set.classes is None else self._labels[number % 2, filled]
+        self._shards.append(self._threads.submit(_write, self.partial, number, self._images[number % 2, filled], labels,
+                                                 self._threads))
+        self._filled = 0
 
     def finish(self) -> Manifest:
         """Write the last shard and then the manifest; the set appears when the context is left."""
-        self.flush()
-        self._settle()
-        self._busy.clear()
         if not self.num_images:
-            raise DataError(f"{self.path}: no images found for split {self._fields['split']!r}")
-        return self._finish(Manifest(num_images=self.num_images, shards=tuple(self._shards), source=self.source,
-                                     **self._fields))
+            raise DataError(f"{self.path}: no images found for split {self._set.split!r}")
+        if self._filled:
+            self._hand_over()
+        shards = tuple(shard.result() for shard in self._shards)
+        self._images = self._labels = None
+        return self._finish(shards=shards)
 
     def finish_in_place(self, path: Path, ranges: np.ndarray, layout: str) -> Manifest:
-        """Instead of ``append`` and ``finish``: a manifest over images [first, last) of a raw file, not a copy.
-
-        Args:
-            path: a file of nothing but pixels, whose size is a multiple of an image's.
-            ranges: (k, 2), ascending.
-            layout: see RawFile.
+        """Instead of ``append`` and ``finish``: a manifest over a raw file's images [first, last) in ``ranges`` (k, 2),
+        not a copy; see RawFile.
         """
         path = path.resolve()
-        images = Extents.of_raw(path, ranges, self._image_shape, layout)
-        raw = RawFile(str(path), path.stat().st_size, layout, tuple((int(a), int(b)) for a, b in ranges),
-                      sample_hash(images))
+        images = Extents.of_raw(path, ranges, self._set.image_shape, layout)
         self.num_images = len(images)
-        return self._finish(Manifest(num_images=len(images), shards=(), raw=raw, source=self.source, **self._fields))
+        return self._finish(raw=RawFile(str(path), path.stat().st_size, layout,
+                                        tuple((int(a), int(b)) for a, b in ranges), sample_hash(images)))
 
-    def _finish(self, manifest: Manifest) -> Manifest:
+    def _finish(self, **pixels) -> Manifest:
+        manifest = dataclasses.replace(self._set, num_images=self.num_images, source=self.source, **pixels)
         content = manifest.to_json()
         if len(content) > MAX_BYTES:
             raise DataError(f"{self.path}: a manifest of {len(content):,} bytes, expected at most {MAX_BYTES:,}")
@@ -157,43 +140,22 @@ class ShardWriter:
         self._finished = True
         return manifest
 
-    def __exit__(self, kind, value, traceback) -> None:
-        with self._exit:
-            if kind is None and self._finished and self.partial.exists():
-                commit(self.path.parent, [self.path.name])
 
-    def _abandon(self) -> None:
-        """Leave nothing behind, unless it is in place."""
-        if self._open is not None:
-            self._open.close()
-        if not (self.path.parent / JOURNAL).exists():  # else it is complete, and to be put in place by ``recover``
-            shutil.rmtree(self.partial, ignore_errors=True)
+def _write(folder: Path, number: int, images: np.ndarray, labels: np.ndarray | None, helper: Executor) -> Shard:
+    return Shard(len(images), _write_npy(folder / f"images-{number:05d}.npy", images, helper),
+                 None if labels is None else _write_npy(folder / f"labels-{number:05d}.npy", labels, helper))
 
-    def _next_piece(self) -> np.ndarray:
-        """One to fill: a new one, or where there are enough, the oldest once it is hashed and written."""
-        if len(self._busy) < PIECES - 1:
-            return np.empty((self._piece_images, *self._image_shape), np.uint8)
-        piece, parts = self._busy.popleft()
-        for part in parts:
-            part.result()
-        return piece
 
-    def _path_of(self, kind: str) -> Path:
-        number = len(self._shards) + (self._last is not None)
-        return self.partial / f"{kind}-{number:05d}.npy"
-
-    def _hand_over(self) -> None:
-        """Have the piece hashed and written."""
-        if self._open is None:
-            left = self._capacity if self._expected is None else self._expected - self.num_images + self._in_shard
-            self._open = NpyFile(self._path_of("images"), self._piece.dtype, self._image_shape,
-                                 max(self._in_shard, min(self._capacity, left)), self._threads)
-        self._busy.append((self._piece, self._open.write(self._piece[:self._fill])))
-        self._piece, self._fill = None, 0
-
-    def _settle(self) -> None:
-        """Wait for the shard before this one. Raises what went wrong while writing: a full disk, say."""
-        if self._last is not None:
-            count, image_file, label_file = self._last
-            self._last = None
-            self._shards.append(Shard(count, image_file.result(), label_file and label_file.result()))
+def _write_npy(path: Path, array: np.ndarray, helper: Executor) -> ShardFile:
+    """Write an array as ``np.save`` would, while ``helper`` hashes it; returns when it is on the disk."""
+    header = io.BytesIO()
+    np.lib.format.write_array_header_1_0(header, np.lib.format.header_data_from_array_1_0(array))
+    digest = hashlib.sha256(header.getvalue())
+    hashed = helper.submit(digest.update, array)
+    with named(path), open(path, "xb") as file:
+        file.write(header.getvalue())
+        file.write(array)
+        file.flush()
+        os.fsync(file.fileno())
+    hashed.result()
+    return ShardFile(path.name, len(header.getvalue()) + array.nbytes, digest.hexdigest())

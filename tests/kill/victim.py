@@ -27,7 +27,7 @@ HELPERS = "pipelines/files.py"  # writes for all others: its lines are put down 
 LIBRARIES = ("torch.serialization", "numpy.lib._npyio_impl", "numpy.lib._format_impl")  # where they are loaded
 WRITING = os.O_WRONLY | os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_APPEND
 LIMIT_SECONDS = 300  # a command that hangs is ended by SIGALRM, and reported as that
-SMALL_SHARD, SMALL_PIECE = 2**15, 2**13  # several shards, and several writes to each, from a few images
+SMALL_SHARD = 2**15  # several shards from a few images
 
 
 class Recorder:
@@ -176,7 +176,6 @@ def preload(kind: str):
     """Import all that a command of this kind needs and make its shards small; returns its ``main``."""
     from pipelines.shards import writer
     writer.ShardWriter.__init__.__kwdefaults__["shard_bytes"] = SMALL_SHARD
-    writer.PIECE_BYTES = SMALL_PIECE
     writer.ThreadPoolExecutor = InPlace
     if kind == "prepare":
         from tools import prepare

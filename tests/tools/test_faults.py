@@ -64,11 +64,11 @@ def test_an_interrupted_commit_is_finished_and_said(source, tmp_path, command, d
         import os
         from pipelines.shards import commit
         from tools import prepare
-        begin = commit._carry_out
+        begin = commit.recover
         def die(*_):
             {died_at} = lambda *_: os._exit(9)
             begin(*_)
-        commit._carry_out = die
+        commit.recover = die
         prepare.main({words!r})"""
     assert subprocess.run([sys.executable, "-c", program], cwd=ROOT).returncode == 9
     assert JOURNAL in names(out)

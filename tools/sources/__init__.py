@@ -23,7 +23,7 @@ class Split:
     """One split of a dataset: ``train``, ``test``, or unlabeled extra images.
 
     ``batches()`` yields uint8 images (n, H, W, C) and their labels (n,), None for an unlabeled set, in source order.
-    ``num_images`` is how many are expected, for the progress bar and the writer; None where to count is to read.
+    ``num_images`` is how many are expected, for the progress bar; None where to count is to read.
     """
 
     name: str

@@ -8,9 +8,8 @@ import numpy as np
 import pytest
 
 from pipelines.common.errors import DataError
-from pipelines.shards import ShardSet, commit
+from pipelines.shards import ShardSet, commit, writer
 from pipelines.shards.manifest import JOURNAL
-from pipelines.shards.npy import NpyFile
 from pipelines.shards.writer import ShardWriter
 from tests.conftest import random_images, write_set
 
@@ -121,16 +120,16 @@ def test_a_set_whose_conversion_was_interrupted_says_what_finishes_it(tmp_path):
 
 def test_what_fails_in_the_background_is_raised(tmp_path, monkeypatch):
     """A shard is written while the next is filled; its error is the caller's, and nothing is left."""
-    def full(self, part, before):
-        raise OSError(28, "No space left on device", self._path.name)
-    monkeypatch.setattr(NpyFile, "_write", full)
+    def full(descriptor):
+        raise OSError(28, "No space left on device")
+    monkeypatch.setattr(writer.os, "fsync", full)
 
     def convert():
         with ShardWriter(tmp_path / "s", dataset="d", split="train", image_shape=(8, 8, 3), classes=None, source={},
-                         shard_bytes=2000) as writer:
+                         shard_bytes=2000) as out:
             for _ in range(9):
-                writer.append(random_images(5, 8))
-            writer.finish()
-    with pytest.raises(OSError, match="No space left"):
+                out.append(random_images(5, 8))
+            out.finish()
+    with pytest.raises(OSError, match=r"No space left.*images-00000\.npy"):
         convert()
     assert list(tmp_path.iterdir()) == []
