@@ -135,13 +135,13 @@ def _fed_step(trainer: Trainer, loader: Iterator[Batch]) -> None:
 
 
 def build_trainer(network: str, num_classes: int, precision: str, device: torch.device, cuda_graph: bool,
-                  settle: Callable[[], object]) -> Trainer:
+                  settle: Callable[[], object], base_lr: float = 0.01) -> Trainer:
     """The product's trainer, around a network or around the least one there can be."""
     model = SesemiModel("wrn-10-1" if network == ONE_CONVOLUTION else network, num_classes)
     if network == ONE_CONVOLUTION:
         model.trunk = nn.Conv2d(3, model.trunk.out_channels, 3, padding=1)
     model = model.to(device, memory_format=torch.channels_last)
-    return Trainer(model, steps=STEPS, base_lr=0.01, dtype=PRECISIONS[precision], cuda_graph=cuda_graph,
+    return Trainer(model, steps=STEPS, base_lr=base_lr, dtype=PRECISIONS[precision], cuda_graph=cuda_graph,
                    settle=settle, log_every=STEPS)
 
 

@@ -84,10 +84,10 @@ def _is_before(line: str, step: int, evaluated: int) -> bool:
         return False
 
 
-def versions() -> dict[str, str | None]:
-    """Of Python and of what the numbers depend on."""
+def versions(*more: str) -> dict[str, str | None]:
+    """Of Python, of what the numbers depend on, and of ``more`` packages."""
     found = {"python": platform.python_version(), "cuda": torch.version.cuda}
-    for package in PACKAGES:
+    for package in (*PACKAGES, *more):
         try:
             found[package] = metadata.version(package)
         except metadata.PackageNotFoundError:  # unpacked rather than installed
