@@ -17,8 +17,9 @@ from benchmarks.measure import synchronize
 from pipelines import whitening
 from pipelines.batch import NOISE, Batch, Examples
 from pipelines.evaluation import EvaluationLoader
-from pipelines.loader import SemiSupervisedLoader, Stream
+from pipelines.loader import SemiSupervisedLoader
 from pipelines.shards import ShardSet, Subset
+from pipelines.stream import Stream
 from pipelines.whitening import Preprocess
 from sesemi import checkpoint
 from sesemi.config import PRECISIONS

@@ -9,8 +9,10 @@ from benchmarks.device_setup import Setup
 from benchmarks.step import build_trainer
 from pipelines import whitening
 from pipelines.batch import VIEWS, Batch, Examples, StreamOptions
-from pipelines.loader import LABELED, UNLABELED, SemiSupervisedLoader, Stream
+from pipelines.loader import SemiSupervisedLoader
+from pipelines.sampling import LABELED, UNLABELED
 from pipelines.shards import ShardSet
+from pipelines.stream import Stream
 from pipelines.whitening import Preprocess
 from sesemi.config import default_precision
 from sesemi.trainer import Trainer
@@ -29,7 +31,7 @@ def open_stream(images: ShardSet, preprocess: Preprocess, name: str, device: tor
     """One of the two streams of a usual step by itself; ``options`` are those of StreamOptions that shall differ."""
     labeled = name == "labeled"
     usual = {"batch": BATCH_UNLABELED * (VIEWS if labeled else 1), "views": not labeled, "flip": labeled}
-    return Stream([images], preprocess, StreamOptions(**{**usual, **options}), seed=3, which=STREAMS[name],
+    return Stream([images], preprocess, StreamOptions(**{**usual, **options}), seed=3, stream_id=STREAMS[name],
                   device=device)
 
 

@@ -21,7 +21,7 @@ from sesemi.model import SesemiModel
 
 SIZES = (16, 64, 256)  # unlabeled images a step
 ALONE = (("labeled stream alone", "labeled", {}), ("without flips", "labeled", {"flip": False}),
-         ("without noise", "labeled", {"noise": 0.0}), ("8 steps a run", "labeled", {"steps_per_run": 8}),
+         ("without noise", "labeled", {"noise": 0.0}), ("8 steps a superbatch", "labeled", {"steps_per_superbatch": 8}),
          ("unlabeled stream alone", "unlabeled", {}), ("unlabeled without noise", "unlabeled", {"noise": 0.0}))
 STEPS, DRY_STEPS, WARM = 60, 2, 10
 
@@ -36,7 +36,7 @@ def loader(setup: Setup, report: Report) -> None:
 
 def _whole(setup: Setup, report: Report, size: int) -> None:
     with closing(open_loader(setup, size)) as ours:
-        speed = _steps_per_second(setup, ours, ours.steps_per_run)
+        speed = _steps_per_second(setup, ours, ours.steps_per_superbatch)
     report.note(f"loader alone, {6 * size} + {6 * size} images: steps/s, images/s",
                 [round(speed, 1), round(12 * size * speed)])
 
@@ -44,9 +44,9 @@ def _whole(setup: Setup, report: Report, size: int) -> None:
 def _alone(setup: Setup, report: Report, name: str, stream: str, options: dict) -> None:
     images = open_set(setup)
     with closing(open_stream(images, whitening.prepare("gcn", [images]), stream, setup.device, **options)) as one:
-        steps = one.options.steps_per_run
+        steps = one.options.steps_per_superbatch
         speed = _steps_per_second(setup, one, steps)
-    report.note(f"{name}: steps/s, ms a run of {steps} steps", [round(speed, 1), round(1e3 * steps / speed, 2)])
+    report.note(f"{name}: steps/s, ms a superbatch of {steps} steps", [round(speed, 1), round(1e3 * steps / speed, 2)])
 
 
 def _steps_per_second(setup: Setup, source: Iterator, unit: int) -> float:

@@ -37,8 +37,9 @@ LINES = {
             "a small operation, µs on the host, in all", RIGHT[0]],
     "parity": ["data", *(f"fit of {kind}, s" for kind in KINDS), *RIGHT[1:]],
     "loader": ["loader alone, 12 + 12 images: steps/s, images/s",
-               *(f"{name}: steps/s, ms a run of {steps} steps" for name, steps in (
-                   ("labeled stream alone", 32), ("without flips", 32), ("without noise", 32), ("8 steps a run", 8),
+               *(f"{name}: steps/s, ms a superbatch of {steps} steps" for name, steps in (
+                   ("labeled stream alone", 32), ("without flips", 32), ("without noise", 32),
+                   ("8 steps a superbatch", 8),
                    ("unlabeled stream alone", 32), ("unlabeled without noise", 32)))],
     "profile": [f"wrn-10-1: {name}" for name in (
         "waits and allocations of the host a step", "host, ms a batch: median, largest",

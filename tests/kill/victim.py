@@ -23,7 +23,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).parents[2]
 PRODUCT = ("pipelines", "sesemi", "tools")
-HELPERS = "pipelines/files.py"  # writes for all others: its lines are put down to its caller
+HELPERS = "pipelines/common/files.py"  # writes for all others: its lines are put down to its caller
 LIBRARIES = ("torch.serialization", "numpy.lib._npyio_impl", "numpy.lib._format_impl")  # where they are loaded
 WRITING = os.O_WRONLY | os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_APPEND
 LIMIT_SECONDS = 300  # a command that hangs is ended by SIGALRM, and reported as that
