@@ -61,7 +61,7 @@ class EvaluationLoader:
         chosen = slice(first, min(len(self._source), first + self._images))
         window = window_of(self._source.read(np.arange(len(self._source))[chosen]), self._preprocess, self._device,
                            self._backend == "dali")
-        count = len(window.images)
+        count = len(window)
         draws = evaluation_draws(self._seed, number, count, first, math.prod(self._source.image_shape), self._flip)
         pixels = draw(window, np.arange(count).repeat(self.views), draws.offsets if self._backend == "dali" else None)
         images = graph(pixels, draws).flatten(0, 1).permute(0, 3, 1, 2)

@@ -2,8 +2,9 @@
 
 ``numba``, a CPU's: one DALI operator makes an image, compiled by Numba (``pipelines.kernel``), since DALI's own CPU
 operators are slow at noise and views. ``dali``, a GPU's: DALI's operators, whose samples are the images of a whole
-step, since the host has work for each sample. There the crop is a gather out of the window (``pipelines.windows``).
-Both: crop, normalise, mirror, add noise, and then the views, which share one crop and one noise draw.
+step, since the host has work for each sample. There images come normalised, and cropped by the gather that draws them
+from their window (``pipelines.windows``). Both: crop, mirror, add noise, and then the views, which share one crop and
+one noise draw.
 """
 
 from functools import cache
@@ -17,7 +18,7 @@ from nvidia.dali.data_node import DataNode
 from pipelines.batch import VIEWS
 from pipelines.sampling import MAX_SHIFT, Draws
 from pipelines.whitening import Preprocess
-from pipelines.windows import Pixels, upload
+from pipelines.windows import upload
 
 DALI_SAMPLES = 64  # at most, for views on a GPU: for more small ones DALI's transpose launches a grid of no blocks
 
@@ -43,6 +44,10 @@ class Recipe(NamedTuple):
     steps: int
     images: int
 
+    def pixels(self, backend: str) -> str:
+        """The type of the images that go in: those of a CPU's operator are not normalised yet."""
+        return "uint8" if backend == "numba" and not self.preprocess.mixes else "float32"
+
 
 class Graph:
     """A built pipeline. What it makes is a function of its arguments alone: nothing is kept from run to run.
@@ -65,13 +70,13 @@ class Graph:
             self._pipeline.set_outputs((numba_graph if backend == "numba" else dali_graph)(
                 recipe, "cpu" if device.type == "cpu" else "gpu"))
 
-    def __call__(self, pixels: Pixels, draws: Draws) -> torch.Tensor:
+    def __call__(self, pixels: torch.Tensor, draws: Draws) -> torch.Tensor:
         """The images made of ``pixels``: float32 (n, 1 or VIEWS, H, W, C), the caller's to keep.
 
         Raises:
             ValueError: pixels or draws of other shapes, types or ranges, which what is compiled does not check.
         """
-        self._check(pixels.images, draws)
+        self._check(pixels, draws)
         inputs = (self._numba_inputs if self._backend == "numba" else self._dali_inputs)(pixels, draws)
         if self._device.type == "cpu":
             (images,) = self._pipeline.run(**inputs)
@@ -83,7 +88,7 @@ class Graph:
         return images.view(-1, VIEWS if self.recipe.views else 1, height, width, channels)
 
     def _check(self, images: torch.Tensor, draws: Draws) -> None:
-        shape, dtype = self.recipe.image_shape, torch.uint8 if self.recipe.preprocess.scales else torch.float32
+        shape, dtype = self.recipe.image_shape, getattr(torch, self.recipe.pixels(self._backend))
         count = len(images)
         if (images.shape[1:] != shape or images.dtype != dtype or not images.is_contiguous()
                 or not 1 <= count <= self.recipe.images or {len(values) for values in draws[:-1]} != {count}
@@ -92,26 +97,22 @@ class Graph:
             raise ValueError(f"graph of {shape} {dtype}, at most {self.recipe.images}: found {tuple(images.shape)} "
                              f"{images.dtype} with draws of {[values.shape for values in draws]}")
 
-    def _numba_inputs(self, pixels: Pixels, draws: Draws) -> dict:
+    def _numba_inputs(self, pixels: torch.Tensor, draws: Draws) -> dict:
         numbers = np.column_stack([draws.offsets, draws.mirror, draws.noisy, draws.noise_keys.view(np.int64)])
-        return {"pixels": pixels.images.numpy(), "draws": numbers}
+        return {"pixels": pixels.numpy(), "draws": numbers}
 
-    def _dali_inputs(self, pixels: Pixels, draws: Draws) -> dict:
-        steps = self.recipe.steps
-
+    def _dali_inputs(self, pixels: torch.Tensor, draws: Draws) -> dict:
         def by_step(values: torch.Tensor) -> np.ndarray | torch.Tensor:
-            values = values.view(steps, -1, *values.shape[1:])
+            values = values.view(self.recipe.steps, -1, *values.shape[1:])
             return values if values.is_cuda else values.numpy()
 
         def numbers(values: np.ndarray) -> np.ndarray | torch.Tensor:
             return by_step(upload(values.astype(np.float32), self._device)[:, None, None, None])
-        inputs = {"pixels": by_step(pixels.images)}
-        if pixels.center is not None:
-            inputs |= {"center": by_step(pixels.center[:, None, None]), "scale": by_step(pixels.scale[:, None, None])}
+        inputs = {"pixels": by_step(pixels)}
         if self.recipe.mirror:
             inputs["mirror"] = numbers(draws.mirror)
         if self.recipe.noise:
-            inputs |= {"noisy": numbers(draws.noisy), "noise_state": np.tile(draws.noise_state, (steps, 1))}
+            inputs |= {"noisy": numbers(draws.noisy), "noise_state": np.tile(draws.noise_state, (self.recipe.steps, 1))}
         return inputs
 
 
@@ -129,9 +130,9 @@ def numba_graph(recipe: Recipe, device: str) -> DataNode:
 
         def _get_setup_fn_cpu(self, setup_fn):
             return setup_fn
-    scales = recipe.preprocess.scales
-    pixels = types.UINT8 if scales else types.FLOAT
-    run, setup = kernel.operator("uint8" if scales else "float32")
+    found = recipe.pixels("numba")
+    pixels = {"uint8": types.UINT8, "float32": types.FLOAT}[found]
+    run, setup = kernel.operator(found)
     operator = Compiled(run_fn=run, setup_fn=setup, ins_ndim=[3, 1, 2, 1, 1], outs_ndim=[4],
                         in_types=[pixels, types.INT64, types.INT32, types.FLOAT, types.FLOAT], out_types=[types.FLOAT])
     constants = (ways(*recipe.image_shape[:2], recipe.views), quantiles(recipe.noise), recipe.preprocess.settings())
@@ -142,13 +143,13 @@ def numba_graph(recipe: Recipe, device: str) -> DataNode:
 
 
 def dali_graph(recipe: Recipe, device: str) -> DataNode:
-    """DALI's own operators; a sample is a step, (B, H, W, C), each image cropped already. (They run on a CPU, too.)"""
+    """DALI's own operators; a sample is a step, (B, H, W, C), each image normalised and cropped already.
+
+    (DALI runs them on a CPU, too.)
+    """
     def source(name: str, dtype=types.FLOAT, ndim: int = 4, layout: str = "", device: str = device) -> DataNode:
         return fn.external_source(name=name, batch=True, dtype=dtype, ndim=ndim, layout=layout, device=device)
-    scales = recipe.preprocess.scales
-    images = source("pixels", types.UINT8 if scales else types.FLOAT, layout="FHWC")
-    if scales:
-        images = (images - source("center")) * source("scale")
+    images = source("pixels", layout="FHWC")
     if recipe.mirror:
         which = source("mirror")
         images = images * (1 - which) + mirror(images, name="mirror_some") * which

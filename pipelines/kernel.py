@@ -20,7 +20,7 @@ from pipelines.sampling import GAMMA, MAX_SHIFT, NOISE_A_WORD
 
 ROW, COLUMN, MIRROR, NOISY, NOISE_KEY, DRAWS = range(6)  # columns of an image's draws, and their number
 QUANTILES = 2**16
-contrast_of = augment = DTYPE = None  # in the functions below: what ``compiled`` gives them for each type of image
+contrast = augment = DTYPE = None  # in the functions below: what ``compiled`` gives them for each type of image
 IMAGE = {"uint8": types.uint8, "float32": types.float32}
 C_FUNCTION = types.void(*[types.uint64] * 3, types.int32, *[types.uint64] * 3, types.int32)
 C_SETUP = types.void(types.uint64, types.uint64, types.int32, types.uint64, types.uint64, types.int32, types.int32)
@@ -55,11 +55,6 @@ def _contrast(image):
     return np.float32(total / len(image)), norm
 
 
-def _all_contrasts(images, out):
-    for n in range(len(images)):
-        out[0, n], out[1, n] = contrast_of(images[n])
-
-
 def _augment(image, height, width, channels, draws, ways, quantiles, settings, out):
     length, values = width * channels, len(image)
     cropped, made = np.empty(values, image.dtype), np.empty(values, np.float32)
@@ -87,7 +82,7 @@ def _augment(image, height, width, channels, draws, ways, quantiles, settings, o
     noise, noisy = words.view(np.uint16), np.float32(draws[NOISY])
 
     if settings[0] > 0:  # GCN
-        center, norm = contrast_of(image)
+        center, norm = contrast(image)
         scale = settings[0] / (norm if norm > 0 else np.float32(1))
         for i in range(values):
             made[i] = (np.float32(cropped[i]) - center) * scale + noisy * quantiles[noise[i]]
@@ -137,18 +132,6 @@ def _setup(out_shapes, out_ndims, num_outs, in_shapes, in_ndims, num_ins, images
 
 
 @lru_cache
-def contrast(dtype: str) -> Callable:
-    return compiled(numba.njit, types.UniTuple(types.float32, 2)(IMAGE[dtype][::1]), _contrast, dtype)
-
-
-@lru_cache
-def contrasts() -> Callable:
-    """``f(images, out)``: of uint8 images (n, D) the mean and the L2 norm of the rest, into float32 (2, n)."""
-    return compiled(numba.njit, types.void(types.uint8[:, ::1], types.float32[:, ::1]), _all_contrasts,
-                    contrast_of=contrast("uint8"))
-
-
-@lru_cache
 def operator(dtype: str) -> tuple[int, int]:
     """Addresses of the functions that DALI's Numba operator calls for images of a type: run and setup.
 
@@ -158,8 +141,9 @@ def operator(dtype: str) -> tuple[int, int]:
     the noise; settings, float32 (1 + 2C): the L2 norm after GCN, or 0 and then each channel's center and scale.
     Its output: float32 (V, H, W, C).
     """
+    contrast = compiled(numba.njit, types.UniTuple(types.float32, 2)(IMAGE[dtype][::1]), _contrast, dtype)
     augment = compiled(numba.njit, types.void(
         IMAGE[dtype][::1], *[types.int64] * 3, types.int64[::1], types.int32[::1], *[types.float32[::1]] * 3),
-        _augment, dtype, contrast_of=contrast(dtype))
+        _augment, dtype, contrast=contrast)
     run = compiled(numba.cfunc, C_FUNCTION, _run, dtype, augment=augment, DTYPE=getattr(np, dtype))
     return run.address, compiled(numba.cfunc, C_SETUP, _setup).address

@@ -29,7 +29,7 @@ from pipelines.prefetch import Prefetcher
 from pipelines.sampling import Order, seed_from, training_draws
 from pipelines.shards import ShardSet, Subset
 from pipelines.whitening import Preprocess
-from pipelines.windows import Windows, default_block_images, default_window_images, joined, upload
+from pipelines.windows import Windows, default_block_images, default_window_images, upload
 
 SUPERBATCH_STEPS, SUPERBATCH_BYTES = 32, 32 * 2**20  # at most
 AHEAD = {"cpu": 0, "cuda": 2}  # superbatches made or in the making while one is handed out
@@ -160,14 +160,16 @@ class Stream:
 
     def _make(self, number: int) -> Superbatch:
         """On the prefetching thread: superbatch ``number``."""
-        options, steps = self.options, self.options.steps_per_superbatch
+        options, steps, shape = self.options, self.options.steps_per_superbatch, self._graph.recipe.image_shape
         draws = training_draws(self._identity["seed"], self._identity["stream_id"], number, steps * options.batch,
-                               math.prod(self._graph.recipe.image_shape), options.flip)
+                               math.prod(shape), options.flip)
         of_source = options.batch // len(self._windows)
         positions = (steps * number + np.arange(steps))[:, None] * of_source + self._chosen[0, 0]
-        pixels = joined([windows.gather(positions.reshape(-1), draws.offsets[self._chosen[:, source].reshape(-1)])
-                         for source, windows in enumerate(self._windows)], steps)
-        images = self._graph(pixels, draws.take(self._chosen.reshape(-1))).flatten(0, 1).permute(0, 3, 1, 2)
+        parts = [windows.gather(positions.reshape(-1), draws.offsets[self._chosen[:, source].reshape(-1)])
+                 for source, windows in enumerate(self._windows)]
+        pixels = parts[0] if len(parts) == 1 else torch.cat([part.unflatten(0, (steps, -1)) for part in parts], 1)
+        images = self._graph(pixels.view(-1, *shape), draws.take(self._chosen.reshape(-1)))
+        images = images.flatten(0, 1).permute(0, 3, 1, 2)
         if self._labels is None:
             labels = torch.arange(VIEWS, device=self._device).repeat(self._chosen.size)
         else:

@@ -32,49 +32,28 @@ MAX_FILE_BYTES = 2**30  # of a fit; ZCA of 48×48 pixels has 191 MB
 KINDS = ("gcn", "zca", "standardize")
 
 
-def normalize(images: torch.Tensor, center: torch.Tensor, scale: torch.Tensor,
-              out: torch.Tensor | None = None) -> torch.Tensor:
-    """(pixels − center)·scale of images (n, H, W, C), each with its own two (n, 1 or C), as float32, new or ``out``."""
-    out = images.to(torch.float32, copy=True) if out is None else out.copy_(images)
-    return out.sub_(center[:, None, None]).mul_(scale[:, None, None])
-
-
-def gcn_statistics(images: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+def gcn(images: torch.Tensor) -> torch.Tensor:
     """Global contrast normalisation of each image: subtract its mean, scale it to a fixed L2 norm.
 
     Args:
-        images: (n, H, W, C), uint8 or pixel values in 0 to 255.
+        images: (n, H, W, C), uint8 or whole numbers in 0 to 255. (A scale of the input cancels, so it is the
+            reference's result for pixels in [0, 1].)
 
     Returns:
-        What ``normalize`` does it with, float32 (n, 1) each. The norm is 55 at 32×32×3 and elsewhere the same root mean
-        square (55/√3072); images of one value become zeros. The scale of the input cancels, so it is the reference's
-        result for pixels in [0, 1].
+        float32 (n, H·W·C), of ``gcn_norm``; images of one value become zeros.
     """
-    mean, norm = _gcn_sums(images)
-    norm = norm.masked_fill(norm < 255 * EPSILON, 1)  # of one value
-    return mean, gcn_norm(images[:1].numel()) / norm
+    flat = images.flatten(1).to(torch.float32, copy=True)
+    total = flat.sum(dim=1, keepdim=True, dtype=torch.float64)
+    mean = total / flat.shape[1]
+    norm = (flat.square().sum(dim=1, keepdim=True, dtype=torch.float64) - total * mean).clamp_(min=0).sqrt_()
+    of_one_value = flat.amin(dim=1, keepdim=True) == flat.amax(dim=1, keepdim=True)  # rounding would leave something
+    scale = (gcn_norm(flat.shape[1]) / norm).masked_fill_(of_one_value, 0)
+    return flat.sub_(mean.to(torch.float32)).mul_(scale.to(torch.float32))
 
 
 def gcn_norm(values: int) -> float:
     """The L2 norm that GCN gives an image of so many values: 55 at 32×32×3, elsewhere the same root mean square."""
     return GCN_NORM * math.sqrt(values / GCN_VALUES)
-
-
-def _gcn_sums(images: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """Each image's mean and the L2 norm of the rest, float32 (n, 1)."""
-    if images.dtype == torch.uint8 and images.device.type == "cpu":
-        from pipelines import kernel  # on a CPU only
-        sums = np.empty((2, len(images)), np.float32)
-        kernel.contrasts()(images.flatten(1).numpy(), sums)
-        return tuple(torch.from_numpy(sums)[:, :, None])
-    rows = images.flatten(2).to(torch.float32, copy=True)
-    mean = rows.mean(dim=2).mean(dim=1, keepdim=True)  # all at once: inexact for large images of one value
-    return mean, torch.linalg.vector_norm(rows.sub_(mean[:, None]).flatten(1), dim=1, keepdim=True)
-
-
-def gcn(images: torch.Tensor) -> torch.Tensor:
-    """Images (n, H, W, C) after global contrast normalisation, float32 (n, H·W·C); see ``gcn_statistics``."""
-    return normalize(images, *gcn_statistics(images)).flatten(1)
 
 
 def zca_matrix(covariance: torch.Tensor) -> torch.Tensor:
@@ -117,18 +96,12 @@ class Preprocess:
                           self.fitted_on)
 
     @property
-    def scales(self) -> int:
-        """Numbers that scale an image: 1, or one a channel; 0 where pixels are mixed, which ``normalize`` cannot do."""
-        return {"gcn": 1, "standardize": self.image_shape[2], "zca": 0}[self.kind]
-
-    def statistics(self, images: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """What ``normalize`` takes for images, uint8 (n, H, W, C): center and scale, float32 (n, 1 or C)."""
-        if self.kind == "standardize":
-            return (self.fitted["mean"].expand(len(images), -1), (1 / self.fitted["deviation"]).expand(len(images), -1))
-        return gcn_statistics(images)
+    def mixes(self) -> bool:
+        """Whether pixels are mixed: then it is applied once a window; else, on a CPU, by the augmentation."""
+        return self.kind == "zca"
 
     def settings(self) -> np.ndarray:
-        """What ``pipelines.kernel`` normalises an image by: float32 (1 + 2C)."""
+        """What ``pipelines.kernel`` normalises an image by, unless it ``mixes``: float32 (1 + 2C)."""
         channels = self.image_shape[2]
         norm = gcn_norm(math.prod(self.image_shape)) if self.kind == "gcn" else 0
         center, scale = np.zeros(channels), np.ones(channels)
@@ -138,11 +111,12 @@ class Preprocess:
 
     def __call__(self, images: torch.Tensor) -> torch.Tensor:
         """uint8 (n, H, W, C) to float32 (n, H, W, C), on the device of both."""
-        normalized = normalize(images, *self.statistics(images))
-        if not self.scales:
-            flat = (normalized.flatten(1) - self.fitted["mean"]) @ self.fitted["matrix"]
-            return flat.reshape(images.shape)
-        return normalized
+        if self.kind == "standardize":
+            return (images - self.fitted["mean"]) * (1 / self.fitted["deviation"])
+        flat = gcn(images)
+        if self.kind == "zca":
+            flat = flat.sub_(self.fitted["mean"]) @ self.fitted["matrix"]
+        return flat.view(images.shape)
 
     def save(self, path: Path) -> None:
         """Write everything to one .npz, atomically."""

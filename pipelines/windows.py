@@ -1,14 +1,12 @@
 """Windows: the part of an image source that is on the device, ready to be drawn from.
 
-What is the same for every pass over an image is done once a window: ZCA, and on a GPU the mirrored border and the
-center and scale of GCN and standardisation, which the graph applies, since bytes are a quarter of floats. A CPU's
-windows hold the images as they were read, or with ZCA applied; the rest is the kernel's. The next window is read in
-the background while this one is drawn from. A source that fits one window is read once and stays.
+What is the same for every pass over an image is done once a window: on a GPU the normalisation and the mirrored border,
+on a CPU ZCA, which mixes pixels, while the rest is the kernel's. The next window is read in the background while this
+one is drawn from. A source that fits one window is read once and stays.
 """
 
 from functools import lru_cache
 from itertools import groupby
-from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -22,24 +20,13 @@ BLOCK_IMAGES, WINDOW_BLOCKS = 8, 512  # images read at a time at most, and block
 CPU_WINDOW_BYTES = 64 * 2**20
 GPU_WINDOW_BYTES = 2**30
 CACHED_ROWS = 2**17  # of windows' permutations, 16 bytes each
-CHUNK_VALUES = {"cpu": 256 * 3072, "cuda": 4096 * 3072}  # normalised and padded at a time, for little memory
-
-
-class Pixels(NamedTuple):
-    """Images on the device: float32 and normalised, or uint8, with what ``whitening.normalize`` takes on a GPU.
-
-    ``images`` are (n, H, W, C), or with their border (n, H+4, W+4, C); ``center`` and ``scale`` float32 (n, 1 or C).
-    """
-
-    images: torch.Tensor
-    center: torch.Tensor | None = None
-    scale: torch.Tensor | None = None
+CHUNK_VALUES = {"cpu": 512 * 3072, "cuda": 4096 * 3072}  # normalised and padded at a time, for little memory
 
 
 def default_window_images(image_shape: tuple[int, int, int], device: torch.device) -> int:
     """Images in a window: as many as are 64 MiB of padded float32, on a GPU 1 GiB or a 16th of a small one.
 
-    Where a window holds bytes it takes a quarter of that or less: the order is the same whatever the preprocessing.
+    A CPU's window of bytes takes a quarter of that or less: the order is the same whatever the preprocessing.
     """
     budget = CPU_WINDOW_BYTES
     if device.type == "cuda":
@@ -64,24 +51,23 @@ def upload(numbers: np.ndarray, device: torch.device) -> torch.Tensor:
     return tensor if device.type == "cpu" else tensor.pin_memory().to(device, non_blocking=True)
 
 
-def window_of(images: np.ndarray, preprocess: Preprocess, device: torch.device, padded: bool) -> Pixels:
-    """A window on the device of images, uint8 (n, H, W, C); ``padded``: with border and statistics, for ``draw``."""
+def window_of(images: np.ndarray, preprocess: Preprocess, device: torch.device, padded: bool) -> torch.Tensor:
+    """A window of images, uint8 (n, H, W, C), on the device.
+
+    ``padded``: normalised, with a border, float32 (n, H+4, W+4, C); else float32 (n, H, W, C) where ``preprocess``
+    mixes pixels, and the images as they are where it does not.
+    """
+    if not (padded or preprocess.mixes):
+        return torch.from_numpy(images)
     count, height, width, channels = images.shape
-    scales = preprocess.scales
-    if scales and not padded:
-        return Pixels(torch.from_numpy(images))
     border = 2 * MAX_SHIFT * padded
-    out = torch.empty(count, height + border, width + border, channels, device=device,
-                      dtype=torch.uint8 if scales else torch.float32)
-    statistics = [torch.empty(count, scales, device=device) for _ in range(2)] if scales else []
+    out = torch.empty(count, height + border, width + border, channels, device=device)
     step = max(1, CHUNK_VALUES[device.type] // images[0].size)
     for first in range(0, count, step):
         chunk = slice(first, first + step)
-        pixels = torch.from_numpy(images[chunk]).to(device)
-        for values, found in zip(statistics, preprocess.statistics(pixels) if scales else (), strict=True):
-            values[chunk] = found
-        (mirror_pad if padded else torch.Tensor.copy_)(out[chunk], pixels if scales else preprocess(pixels))
-    return Pixels(out, *statistics)
+        normalized = preprocess(torch.from_numpy(images[chunk]).to(device))
+        (mirror_pad if padded else torch.Tensor.copy_)(out[chunk], normalized)
+    return out
 
 
 def mirror_pad(out: torch.Tensor, images: torch.Tensor, by: int = MAX_SHIFT) -> None:
@@ -113,23 +99,11 @@ def crop(padded: torch.Tensor, rows: torch.Tensor, offsets: torch.Tensor) -> tor
     return lines.index_select(0, first.flatten()).view(len(rows), height, width, channels)
 
 
-def draw(window: Pixels, rows: np.ndarray, offsets: np.ndarray | None) -> Pixels:
+def draw(window: torch.Tensor, rows: np.ndarray, offsets: np.ndarray | None) -> torch.Tensor:
     """Those images of a window, (n, H, W, C); of a padded one cropped at ``offsets`` (n, 2), else None."""
-    device = window.images.device
-    rows = upload(rows, device)
     if offsets is None:
-        images = window.images.index_select(0, rows)
-    else:
-        images = crop(window.images, rows, upload(np.ascontiguousarray(offsets), device))
-    return Pixels(images, *(values.index_select(0, rows) for values in window[1:] if values is not None))
-
-
-def joined(parts: list[Pixels], times: int = 1) -> Pixels:
-    """The images of several draws, one draw after another; ``times`` equal shares of each, share after share."""
-    if len(parts) == 1:
-        return parts[0]
-    return Pixels(*(torch.cat([part.unflatten(0, (times, -1)) for part in same], 1).flatten(0, 1)
-                    for same in zip(*parts, strict=True) if same[0] is not None))
+        return window.index_select(0, torch.from_numpy(rows))
+    return crop(window, upload(rows, window.device), upload(np.ascontiguousarray(offsets), window.device))
 
 
 class Windows:
@@ -157,7 +131,7 @@ class Windows:
         parts = [(*self._window(number), places) for number, places in self._order.parts(positions)]
         return np.concatenate([indices[permutation[places]] for indices, permutation, places in parts])
 
-    def gather(self, positions: np.ndarray, offsets: np.ndarray) -> Pixels:
+    def gather(self, positions: np.ndarray, offsets: np.ndarray) -> torch.Tensor:
         """The images at stream positions (n,), ascending; cropped at ``offsets`` (n, 2) where windows are padded."""
         rows = [(0 if self._order.windows == 1 else number, self._window(number)[1][places])
                 for number, places in self._order.parts(positions)]
@@ -165,13 +139,12 @@ class Windows:
         for number, group in groupby(rows, lambda part: part[0]):
             chosen = np.concatenate([rows for _, rows in group])
             window = self._contents.get(number)
-            for values in window if self._device.type == "cuda" else ():
-                if values is not None:  # made on the window's stream, read on this one
-                    values.record_stream(torch.cuda.current_stream(self._device))
+            if window.is_cuda:  # made on the windows' stream, read on this one
+                window.record_stream(torch.cuda.current_stream(self._device))
             parts.append(draw(window, chosen, offsets[done:done + len(chosen)] if self._padded else None))
             done += len(chosen)
             del window
-        return joined(parts)
+        return parts[0] if len(parts) == 1 else torch.cat(parts)
 
     def settle(self) -> None:
         """Wait for the windows that are being read."""
@@ -181,7 +154,7 @@ class Windows:
         """Let go of the windows and of the background thread."""
         self._contents.close()
 
-    def _load(self, number: int) -> Pixels:
+    def _load(self, number: int) -> torch.Tensor:
         images = self._source.read(self._window(number)[0])
         window = window_of(images, self._preprocess, self._device, self._padded)
         if self._device.type == "cuda":

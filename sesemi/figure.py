@@ -16,7 +16,6 @@ from pipelines.common.errors import Parser
 from pipelines.graph import Graph, Recipe
 from pipelines.sampling import LABELED, training_draws
 from pipelines.whitening import Preprocess
-from pipelines.windows import Pixels
 
 EXAMPLE = """example:
   python -m sesemi.figure --out sesemi/branches.svg
@@ -74,7 +73,7 @@ def augmented(image: np.ndarray, views: bool) -> torch.Tensor:
     graph = Graph(Recipe(image.shape, Preprocess("gcn", image.shape), views, False, NOISE, 1, 1), torch.device("cpu"),
                   "numba")
     draws = training_draws(0, LABELED, 0, 1, image.size, mirror=False)._replace(offsets=np.array([[4, 1]]))
-    return graph(Pixels(torch.from_numpy(image[None])), draws)[0]
+    return graph(torch.from_numpy(image[None]), draws)[0]
 
 
 def pixels(image: torch.Tensor) -> np.ndarray:

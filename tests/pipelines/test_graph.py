@@ -10,7 +10,7 @@ import torch
 from pipelines.graph import DALI_SAMPLES, Graph, Recipe, quantiles
 from pipelines.sampling import LABELED, Draws, noise_keys, noise_state
 from pipelines.whitening import Preprocess
-from pipelines.windows import Pixels, draw, mirror_pad
+from pipelines.windows import draw, mirror_pad
 
 CPU = torch.device("cpu")
 BACKENDS = ("numba", "dali")
@@ -33,6 +33,13 @@ def plain(count: int, **changed) -> Draws:
     return Draws(np.full((count, 2), 2), zeros, zeros, noise_keys(9, 0, count, 75), noise_state(9))._replace(**changed)
 
 
+def padded(images: torch.Tensor, preprocess) -> torch.Tensor:
+    """Images (n, H, W, C) with their border, as on a GPU."""
+    out = torch.zeros(len(images), images.shape[1] + 4, images.shape[2] + 4, images.shape[3])
+    mirror_pad(out, preprocess(images))
+    return out
+
+
 def run(images: np.ndarray, backend: str, draws: Draws | None = None, preprocess: Preprocess | None = None,
         views: bool = False, noise: float = 0, steps: int = 1, threads: int = 2) -> np.ndarray:
     """What a graph makes of images (n, H, W, C): float32 (n, H, W, C), or with views (n, 6, H, W, C)."""
@@ -41,13 +48,8 @@ def run(images: np.ndarray, backend: str, draws: Draws | None = None, preprocess
     preprocess = preprocess or unwhitened(shape)
     pixels = torch.from_numpy(images)
     if backend == "dali":
-        padded = torch.zeros(count, shape[0] + 4, shape[1] + 4, shape[2], dtype=pixels.dtype)
-        mirror_pad(padded, pixels)
-        statistics = preprocess.statistics(pixels) if preprocess.scales else ()
-        window = Pixels(padded, *(values.contiguous() for values in statistics))
-        pixels = draw(window, np.arange(count), draws.offsets)
-    else:
-        pixels = Pixels(pixels)
+        as_they_are = (lambda pixels: pixels) if images.dtype == np.float32 else preprocess
+        pixels = draw(padded(pixels, as_they_are), np.arange(count), draws.offsets)
     graph = Graph(Recipe(shape, preprocess, views, True, noise, steps, count), CPU, backend, threads)
     made = graph(pixels, draws).clone().numpy()
     return made if views else made[:, 0]
@@ -77,8 +79,8 @@ def test_all_25_crops_are_scipy_s_shifts(images, backend, dtype):
 def test_crops_of_images_smaller_than_their_border_and_not_square(shape, backend):
     pixels = np.random.default_rng(0).standard_normal((25, *shape)).astype(np.float32)
     offsets = np.array([(y, x) for y in range(5) for x in range(5)])
-    padded = np.pad(pixels, ((0, 0), (2, 2), (2, 2), (0, 0)), "symmetric")
-    expected = [image[y:y + shape[0], x:x + shape[1]] for image, (y, x) in zip(padded, offsets, strict=True)]
+    bordered = np.pad(pixels, ((0, 0), (2, 2), (2, 2), (0, 0)), "symmetric")
+    expected = [image[y:y + shape[0], x:x + shape[1]] for image, (y, x) in zip(bordered, offsets, strict=True)]
     assert np.array_equal(run(pixels, backend, plain(25, offsets=offsets)), np.stack(expected))
 
 
@@ -87,9 +89,9 @@ def test_crops_of_images_smaller_than_their_border_and_not_square(shape, backend
 def test_the_border_is_symmetric(shape, dtype):
     pixels = np.random.default_rng(0).integers(0, 256, (3, *shape)).astype(dtype)
     expected = np.pad(pixels, ((0, 0), (2, 2), (2, 2), (0, 0)), "symmetric")
-    padded = torch.zeros(expected.shape, dtype=torch.from_numpy(pixels).dtype)
-    mirror_pad(padded, torch.from_numpy(pixels))
-    assert np.array_equal(padded, expected)
+    out = torch.zeros(expected.shape, dtype=torch.from_numpy(pixels).dtype)
+    mirror_pad(out, torch.from_numpy(pixels))
+    assert np.array_equal(out, expected)
     if min(shape) > 1:
         assert not np.array_equal(expected, np.pad(pixels, ((0, 0), (2, 2), (2, 2), (0, 0)), "reflect"))
 
@@ -173,7 +175,7 @@ def test_dali_s_noise_is_a_function_of_its_state(images):
     """Not of what the pipeline ran before: which makes a superbatch a function of its number."""
     ones = np.ones(5, np.int64)
     graph = Graph(Recipe((12, 12, 3), unwhitened((12, 12, 3)), False, False, 0.15, 1, 5), CPU, "dali")
-    made = [graph(Pixels(torch.from_numpy(images)), plain(5, noisy=ones, noise_state=noise_state(LABELED, number)))
+    made = [graph(torch.from_numpy(images), plain(5, noisy=ones, noise_state=noise_state(LABELED, number)))
             for number in (0, 1, 2, 1, 0)]
     assert torch.equal(made[0], made[4])
     assert torch.equal(made[1], made[3])
@@ -237,9 +239,9 @@ GOOD = torch.zeros(2, 4, 4, 3)
 def test_what_would_be_read_or_written_elsewhere_is_refused(wrong):
     """What is compiled checks nothing."""
     graph = Graph(Recipe((4, 4, 3), unwhitened((4, 4, 3)), False, True, 0.15, 1, 2), CPU, "numba")
-    graph(Pixels(GOOD), plain(2))
+    graph(GOOD, plain(2))
     with pytest.raises(ValueError, match=r"graph of \(4, 4, 3\)"):
-        graph(Pixels(wrong.pop("images", GOOD)), plain(2, **wrong))
+        graph(wrong.pop("images", GOOD), plain(2, **wrong))
 
 
 # ---- the graph as built for a GPU
