@@ -35,7 +35,7 @@ class StreamOptions:
         views: six proxy views of every image, instead of the image and its label.
         flip: mirror left to right with probability one half.
         noise: standard deviation of the Gaussian noise; 0 for none.
-        steps_per_superbatch: steps made in one DALI run; None for as many as take 32 MiB, 32 at most.
+        steps_per_superbatch: steps made in one DALI run; None for as many as suit the device.
         block_images: consecutive images read at a time; None for 8, or fewer where a window would have fewer than
             512 blocks: small against runs of equal content in the source, and many enough to mix.
         window_images: images on the device at a time; None for a size that suits the device.

@@ -31,7 +31,7 @@ from pipelines.shards import ShardSet, Subset
 from pipelines.whitening import Preprocess
 from pipelines.windows import Windows, default_block_images, default_window_images, upload
 
-SUPERBATCH_STEPS, SUPERBATCH_BYTES = 32, 32 * 2**20  # at most
+SUPERBATCH_STEPS, SUPERBATCH_BYTES = 32, {"cpu": 6 * 2**20, "cuda": 32 * 2**20}  # at most
 AHEAD = {"cpu": 0, "cuda": 2}  # superbatches made or in the making while one is handed out
 NOISE_SCHEME = {"numba": "SplitMix64, 65536 quantiles", "dali": "DALI's, by superbatch"}
 
@@ -51,10 +51,10 @@ def with_index(device: torch.device) -> torch.device:
     return device
 
 
-def default_steps_per_superbatch(options: StreamOptions, image_shape: tuple[int, int, int]) -> int:
-    """Steps in a superbatch: so many that a run's own cost is little, so few that its batches take some 32 MiB."""
+def default_steps_per_superbatch(options: StreamOptions, image_shape: tuple[int, int, int], device: str) -> int:
+    """Steps in a superbatch: so many that a run's own cost is little, so few that its batches take little memory."""
     a_step = 4 * math.prod(image_shape) * options.batch * (VIEWS if options.views else 1)
-    return max(1, min(SUPERBATCH_STEPS, SUPERBATCH_BYTES // a_step))
+    return max(1, min(SUPERBATCH_STEPS, SUPERBATCH_BYTES[device] // a_step))
 
 
 class Stream:
@@ -90,7 +90,7 @@ class Stream:
         blocks = options.block_images or default_block_images(window_images)
         orders = [Order(len(source), window_images, blocks, seed_from(seed, stream_id, number))
                   for number, source in enumerate(sources)]
-        steps = options.steps_per_superbatch or default_steps_per_superbatch(options, shape)
+        steps = options.steps_per_superbatch or default_steps_per_superbatch(options, shape, device.type)
         self.options = replace(options, steps_per_superbatch=steps)
         self._identity = {"seed": seed, "stream_id": stream_id, "noise_scheme": NOISE_SCHEME[backend],
                           "orders": [asdict(order) for order in orders], **asdict(self.options)}
