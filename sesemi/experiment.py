@@ -11,7 +11,7 @@ import torch
 
 from pipelines import whitening
 from pipelines.common.errors import DataError, Stopped, UsageError, reason
-from pipelines.common.files import locked, made, remove_leftovers
+from pipelines.common.files import created_dirs, locked, remove_leftovers
 from pipelines.common.memory import peak_rss_bytes
 from pipelines.common.progress import progress_bar
 from pipelines.evaluation import EvaluationLoader
@@ -50,7 +50,7 @@ def train(config: Config, resume: bool = False) -> dict:
     if folder.path.exists() and not folder.path.is_dir():
         raise UsageError(f"--run: {folder.path} is a file, expected a folder; choose another --run")
     with ExitStack() as stack:
-        stack.enter_context(made(folder.path))
+        stack.enter_context(created_dirs(folder.path))
         stack.enter_context(locked(folder.path))
         if resume:
             saved = saved_fingerprints(folder)

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from pipelines.common import errors
 from pipelines.common.errors import DataError, Parser, UsageError
-from pipelines.common.files import locked, made
+from pipelines.common.files import created_dirs, locked
 from pipelines.common.progress import progress_bar
 from pipelines.shards import ShardSet, find_sets
 from pipelines.shards.commit import clean, commit, is_ours, recover
@@ -114,7 +114,7 @@ def prepare(source: Source, out: Path, replace: bool = False, exclude: Sequence[
         DataError: the source is damaged, or the excluded images have another size.
     """
     with ExitStack() as stack:
-        stack.enter_context(made(out))
+        stack.enter_context(created_dirs(out))
         stack.enter_context(locked(out))
         if recovered := recover(out):
             print(f"{out}: an interrupted conversion was complete; its sets are now in place: {', '.join(recovered)}")

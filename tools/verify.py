@@ -23,7 +23,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     for set_path in find_sets(path):
         shard_set = ShardSet(set_path)
         with progress_bar(shard_set.bytes_to_verify, "B", str(set_path), unit_scale=True) as bar:
-            damage = list(shard_set.damage(bar.update))
+            damage = list(shard_set.verify(bar.update))
         for line in damage:
             print(f"error: {line}", file=sys.stderr)
         damaged += bool(damage)

@@ -17,12 +17,12 @@ NO_LOCKS = {errno.ENOLCK, errno.EOPNOTSUPP, errno.EINVAL, errno.ENOSYS, errno.EB
 def write_atomically(path: Path, write: Callable[[BinaryIO], object]) -> None:
     """Let ``write`` fill a neighbouring temporary file, then rename it to ``path``.
 
-    Whoever opens ``path`` finds the old content or the new, never a part. On an error the temporary file goes.
+    A reader of ``path`` sees the old content or the new, never a part. On an error the temporary file is removed.
     """
     path = Path(path)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.partial")
     try:
-        with named(path), open(temporary, "wb") as file:
+        with naming_errors(path), open(temporary, "wb") as file:
             write(file)
             file.flush()
             os.fsync(file.fileno())
@@ -34,8 +34,8 @@ def write_atomically(path: Path, write: Callable[[BinaryIO], object]) -> None:
 
 
 @contextmanager
-def named(path: Path) -> Iterator[None]:
-    """While inside, an OSError that does not say of which file it is, as one of a full disk, is of this one."""
+def naming_errors(path: Path) -> Iterator[None]:
+    """Context in which an OSError without a file name, such as a full disk's, gets this one."""
     try:
         yield
     except OSError as error:
@@ -45,7 +45,7 @@ def named(path: Path) -> Iterator[None]:
 
 
 def remove_leftovers(folder: Path, name: str = "*") -> None:
-    """Remove the temporary files that killed processes left of ``write_atomically`` to files of that name."""
+    """Remove temporary files of ``write_atomically`` to files of that name, left by killed processes."""
     for left in folder.glob(f".{name}.*.partial"):
         left.unlink(missing_ok=True)
 
@@ -60,8 +60,8 @@ def sync_folder(path: Path) -> None:
 
 
 @contextmanager
-def made(folder: Path) -> Iterator[None]:
-    """Make a folder and those around it; on leaving, those that were made and hold nothing go again."""
+def created_dirs(folder: Path) -> Iterator[None]:
+    """Create a folder and its parents; on exit remove those created here that are still empty."""
     new = [one for one in (folder, *folder.parents) if not one.exists()]  # the innermost first
     folder.mkdir(parents=True, exist_ok=True)
     try:
@@ -74,9 +74,9 @@ def made(folder: Path) -> Iterator[None]:
 
 @contextmanager
 def locked(folder: Path) -> Iterator[None]:
-    """Keep other processes out of a folder that this one works in. The lock ends with the process, however it ends.
+    """Lock a folder against other processes. The lock ends with the process, however it ends.
 
-    Raises UsageError where another process has it.
+    Raises UsageError where another process holds it.
     """
     descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
     try:

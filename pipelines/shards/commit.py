@@ -1,8 +1,8 @@
-"""Putting the sets of one conversion in place together: whenever the process dies, all of them or none can be opened.
+"""Committing the sets of one conversion together: whenever the process dies, all of them can be opened or none.
 
-Sets are written beside their place, as NAME.partial. When all are complete, a journal in the folder around them says
-which there are; then they are renamed, and the journal goes. While it is there no set of the folder opens, and whoever
-comes next carries out what it says.
+Sets are written next to their place, as NAME.partial. When all are complete, a journal in their folder lists them; then
+they are renamed, and the journal is removed. While it exists no set of the folder opens, and the next conversion into
+the folder finishes the commit.
 """
 
 import json
@@ -27,14 +27,14 @@ def is_ours(path: Path) -> bool:
 
 
 def beside(path: Path, ending: str) -> Path:
-    """Where a set is while it is being written (PARTIAL), or replaced (OLD)."""
+    """Path of a set while it is written (PARTIAL) or replaced (OLD)."""
     return path.with_name(path.name + ending)
 
 
 def clean(paths: Iterable[Path]) -> list[Path]:
-    """Remove what conversions into ``paths`` left that did not finish; returns what there was.
+    """Remove leftovers of unfinished conversions into ``paths``; returns their paths.
 
-    Raises UsageError where something else than a shard set has such a name.
+    Raises UsageError where something other than a shard set has such a name.
     """
     found = [left for path in paths for left in (beside(path, PARTIAL), beside(path, OLD))
              if os.path.lexists(left)]
@@ -53,9 +53,9 @@ def commit(out: Path, names: Sequence[str], removed: Sequence[str] = ()) -> None
 
 
 def recover(out: Path) -> list[str]:
-    """Carry out what the journal of ``commit`` says, if there is one; returns the names of the new sets.
+    """Finish the commit that the journal describes, if there is one; returns the names of the new sets.
 
-    May be begun again after any of its steps. Raises DataError where the journal is damaged.
+    Idempotent: safe to run again after a crash at any step. Raises DataError where the journal is damaged.
     """
     journal = out / JOURNAL
     remove_leftovers(out, JOURNAL)

@@ -42,12 +42,12 @@ class ImageSource(Protocol):
 
 
 class Extents:
-    """Images of one size in stretches of files, read by their number; nothing is held but where the stretches are.
+    """Images of one size in extents of files, read by index; only the positions of the extents are held.
 
     Args:
-        paths: the file of each stretch.
-        offsets: where in the file its first image begins, in bytes (k,).
-        counts: images in it (k,).
+        paths: the file of each extent.
+        offsets: of its first image in the file, in bytes (k,).
+        counts: its images (k,).
         image_shape: (H, W, C).
         layout: how an image's bytes run, slowest axis first: ``HWC`` or ``CWH``.
     """
@@ -55,7 +55,7 @@ class Extents:
     def __init__(self, paths: Sequence[Path], offsets: np.ndarray, counts: np.ndarray,
                  image_shape: tuple[int, int, int], layout: str = "HWC"):
         self.image_shape = image_shape
-        self._files: dict[Path, tuple[int, int]] = {}  # those read so far: inode and time of the last change
+        self._files: dict[Path, tuple[int, int]] = {}  # inode and modification time when first seen
         self._paths, self._offsets, self._layout = paths, offsets, layout
         self._starts = np.concatenate([[0], np.cumsum(counts)])
 
@@ -90,13 +90,13 @@ class Extents:
         return out.reshape(-1, height, width, channels)
 
     def _read(self, indices: np.ndarray, out: np.ndarray) -> None:
-        stretches = np.searchsorted(self._starts, indices, side="right") - 1
-        offsets = self._offsets[stretches] + (indices - self._starts[stretches]) * out.shape[1]
-        breaks = np.flatnonzero((np.diff(indices) != 1) | (np.diff(stretches) != 0)) + 1
+        extents = np.searchsorted(self._starts, indices, side="right") - 1
+        offsets = self._offsets[extents] + (indices - self._starts[extents]) * out.shape[1]
+        breaks = np.flatnonzero((np.diff(indices) != 1) | (np.diff(extents) != 0)) + 1
         opened, descriptor = None, -1
         try:
             for first, last in pairwise([0, *breaks.tolist(), len(indices)]):
-                path = self._paths[stretches[first]]
+                path = self._paths[extents[first]]
                 if path is not opened:
                     if descriptor >= 0:
                         os.close(descriptor)
@@ -114,14 +114,14 @@ class Extents:
                 os.close(descriptor)
 
     def check_unchanged(self, path: Path, stat: os.stat_result) -> None:
-        """Raise DataError where a file is not the one that it was when it was first looked at."""
+        """Raise DataError where a file is not the one that was first seen."""
         found = stat.st_ino, stat.st_mtime_ns
         if self._files.setdefault(path, found) != found:
             raise DataError(f"{path}: replaced or changed while in use; start again")
 
 
 def copy_pixels(images: np.ndarray, out: np.ndarray) -> None:
-    """Copy images (n, H, W, C) into others; plane by plane where their planes lie apart, since that is fast."""
+    """Copy images (n, H, W, C); plane by plane where the source is planar, which is faster."""
     if images.strides[-1] > images.strides[-2]:
         for channel in range(images.shape[-1]):
             out[..., channel] = images[..., channel]
@@ -130,7 +130,7 @@ def copy_pixels(images: np.ndarray, out: np.ndarray) -> None:
 
 
 def sample_hash(images: ImageSource) -> str:
-    """SHA-256 of at most 256 images spread evenly over a source: what stands for a raw file too large to hash."""
+    """SHA-256 of at most 256 images spread evenly over a source: stands for a raw file too large to hash."""
     count = min(SAMPLE_IMAGES, len(images))
     return hashlib.sha256(images.read(evenly_spread(0, count, len(images), count)).tobytes()).hexdigest()
 
@@ -188,13 +188,16 @@ class ShardSet:
 
     @property
     def bytes_to_verify(self) -> int:
-        """Bytes that ``damage`` reads."""
+        """Bytes that ``verify`` reads."""
         if self.manifest.raw is not None:
             return min(SAMPLE_IMAGES, len(self)) * math.prod(self.image_shape)
-        return sum(file.bytes for file in self._files())
+        return sum(file.bytes for file, _, _ in self._files())
 
-    def _files(self) -> list[ShardFile]:
-        return [file for shard in self.manifest.shards for file in (shard.images, shard.labels) if file]
+    def _files(self) -> list[tuple[ShardFile, np.dtype, tuple[int, ...]]]:
+        """All files of the shards, with type and shape of their arrays."""
+        return [(file, np.dtype(dtype), (shard.count, *shape)) for shard in self.manifest.shards
+                for file, dtype, shape in ((shard.images, np.uint8, self.image_shape), (shard.labels, LABEL_DTYPE, ()))
+                if file]
 
     def _find_extents(self) -> Extents:
         raw, shards = self.manifest.raw, self.manifest.shards
@@ -207,7 +210,7 @@ class ShardSet:
                        self.image_shape)
 
     def _check_sizes(self) -> None:
-        files = [(self.path / file.name, file.bytes) for file in self._files()]
+        files = [(self.path / file.name, file.bytes) for file, _, _ in self._files()]
         if self.manifest.raw is not None:
             files.append((Path(self.manifest.raw.path), self.manifest.raw.bytes))
         folder = self.path.resolve()
@@ -224,36 +227,30 @@ class ShardSet:
                 raise DataError(f"{path}: {stat.st_size} bytes found, {expected} expected; prepare the set again")
             self._extents.check_unchanged(path, stat)
 
-    def damage(self, progress: Callable[[int], object] = lambda count: None) -> Iterator[str]:
-        """Recount and rehash every file, of a raw one a sample; yields one line for each that is not as written.
+    def verify(self, progress: Callable[[int], object] = lambda count: None) -> Iterator[str]:
+        """Recount and rehash every file, a sample of a raw one; yields one line for each that is not as written.
 
-        ``progress`` is called with the bytes of each piece hashed.
+        ``progress`` is called with the number of bytes hashed since its last call.
         """
-        damaged = False
         if self.manifest.raw is not None:
             if sample_hash(self) != self.manifest.raw.sample_sha256:
                 yield f"{self.manifest.raw.path}: a sample of its images is not as it was; prepare the set again"
             progress(self.bytes_to_verify)
-        for shard in self.manifest.shards:
-            for file, dtype, shape in ((shard.images, np.uint8, (shard.count, *self.image_shape)),
-                                       (shard.labels, LABEL_DTYPE, (shard.count,))):
-                if file is None:
-                    continue
-                path = self.path / file.name
-                digest = hashlib.sha256()
-                with open(path, "rb") as stream:
-                    while piece := stream.read(2**20):
-                        digest.update(piece)
-                        progress(len(piece))
+        sound = True
+        for file, dtype, shape in self._files():
+            path, digest = self.path / file.name, hashlib.sha256()
+            with open(path, "rb") as stream:
+                while piece := stream.read(2**20):
+                    digest.update(piece)
+                    progress(len(piece))
+            try:
                 if digest.hexdigest() != file.sha256:
-                    damaged = True
-                    yield f"{path}: SHA-256 {digest.hexdigest()[:12]}… found, {file.sha256[:12]}… expected"
-                    continue
-                try:
-                    load_array(path, dtype, shape)
-                except DataError as error:
-                    yield str(error)
-        if self.classes is not None and not damaged:
+                    raise DataError(f"{path}: SHA-256 {digest.hexdigest()[:12]}… found, {file.sha256[:12]}… expected")
+                load_array(path, dtype, shape)
+            except DataError as error:
+                sound = False
+                yield str(error)
+        if sound and self.classes is not None:
             try:
                 _ = self.labels
             except DataError as error:

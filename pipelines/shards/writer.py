@@ -1,4 +1,4 @@
-"""Writing a shard set: everything beside its place first, the manifest last, then a rename."""
+"""Writing a shard set: into a temporary folder, the manifest last, then a rename."""
 
 import dataclasses
 import hashlib
@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 
 from pipelines.common.errors import DataError, UsageError
-from pipelines.common.files import made, named, write_atomically
+from pipelines.common.files import created_dirs, naming_errors, write_atomically
 from pipelines.shards.commit import PARTIAL, beside, clean, commit, is_ours
 from pipelines.shards.manifest import JOURNAL, MANIFEST, MAX_BYTES, Manifest, RawFile, Shard, ShardFile
 from pipelines.shards.reader import LABEL_DTYPE, Extents, copy_pixels, sample_hash
@@ -22,8 +22,9 @@ SHARD_BYTES = 32 * 2**20  # pixels per shard file: large enough to copy fast, sm
 
 
 class ShardWriter:
-    """Write a shard set into ``path``, in the order of ``append``. Two shards are in memory: one is filled while the
-    other is written, by one thread, and hashed, by another.
+    """Write a shard set into ``path``, in the order of ``append``.
+
+    Two shards are in memory: one is filled while another thread writes the other, and a third hashes it.
 
     Use as a context manager. Everything goes to ``path``.partial; after ``finish()`` leaving the context renames that
     folder to ``path``, unless ``commit`` did so together with others. Leaving it otherwise removes what was written.
@@ -62,7 +63,7 @@ class ShardWriter:
             raise UsageError(f"{self.path} exists already; --force replaces it")
         clean([self.path])
         with ExitStack() as stack:
-            stack.enter_context(made(self.path.parent))
+            stack.enter_context(created_dirs(self.path.parent))
             self.partial.mkdir()
             stack.callback(self._abandon)
             self._threads = stack.enter_context(ThreadPoolExecutor(2, thread_name_prefix="shards"))
@@ -152,7 +153,7 @@ def _write_npy(path: Path, array: np.ndarray, helper: Executor) -> ShardFile:
     np.lib.format.write_array_header_1_0(header, np.lib.format.header_data_from_array_1_0(array))
     digest = hashlib.sha256(header.getvalue())
     hashed = helper.submit(digest.update, array)
-    with named(path), open(path, "xb") as file:
+    with naming_errors(path), open(path, "xb") as file:
         file.write(header.getvalue())
         file.write(array)
         file.flush()

@@ -101,7 +101,7 @@ def manifest_reader(path: Path) -> READ:
             assert found.read(some).shape == (len(some), *found.image_shape)
             if found.classes is not None:
                 assert len(found.labels) == len(found)
-            for line in found.damage():
+            for line in found.verify():
                 assert "\n" not in line
         finally:
             past += noted

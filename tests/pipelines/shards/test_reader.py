@@ -40,7 +40,7 @@ def test_files_are_plain_numpy_and_hashed(tmp_path):
         for file in (shard["images"], shard["labels"]):
             content = (tmp_path / "s" / file["name"]).read_bytes()
             assert (len(content), hashlib.sha256(content).hexdigest()) == (file["bytes"], file["sha256"])
-    assert list(shard_set.damage()) == []
+    assert list(shard_set.verify()) == []
 
 
 def test_subset(tmp_path):
@@ -112,7 +112,7 @@ def test_writer_refuses(tmp_path, images, labels, message):
 
 
 def damaged(shard_set: ShardSet) -> list[str]:
-    return list(ShardSet(shard_set.path).damage())
+    return list(ShardSet(shard_set.path).verify())
 
 
 def test_changed_bytes_are_named(small_set, tmp_path):
