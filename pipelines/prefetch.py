@@ -13,12 +13,12 @@ T = TypeVar("T")
 class Prefetcher(Generic[T]):
     """``make(number)`` in ascending order on one background thread, for a reader that goes through the numbers.
 
-    The number asked for last and ``ahead`` more are made or in the making; others are let go. Since ``make`` is a
+    Results are kept for the number asked for last and ``ahead`` more, and released for others. Since ``make`` is a
     function of the number, a reader who is interrupted, or whose ``make`` failed, may ask again, or for any other.
 
     Args:
         make: called on the thread.
-        ahead: how many are made before they are asked for; 0 for none.
+        ahead: how many may be made before they are asked for; 0 for none.
         device: which the thread works for: on a GPU, on a CUDA stream of its own.
         threads: over which PyTorch's operations on the CPU split; one leaves the cores to the training step.
     """
@@ -28,26 +28,26 @@ class Prefetcher(Generic[T]):
         self._pending: dict[int, Future[T]] = {}
         self._thread = ThreadPoolExecutor(1, initializer=_set_up, initargs=(device, threads))
 
-    def start(self, number: int) -> None:
-        """Have ``number`` and those ahead made, or in the making."""
-        wanted = range(number, number + self._ahead + 1)
-        for other in [other for other in self._pending if other not in wanted]:
+    def start(self, number: int, ahead: int | None = None) -> None:
+        """Start making ``number`` and ``ahead`` more (all that may be), unless they are made or in the making."""
+        kept = range(number, number + self._ahead + 1)
+        for other in [other for other in self._pending if other not in kept]:
             self._pending.pop(other).cancel()
-        for other in wanted:
+        for other in kept[:1 + (self._ahead if ahead is None else ahead)]:
             if other not in self._pending or _failed(self._pending[other]):
                 self._pending[other] = self._thread.submit(self._make, other)
 
-    def get(self, number: int) -> T:
-        """What ``make(number)`` returned, once it is there, or an exception that it raised."""
-        self.start(number)
+    def get(self, number: int, ahead: int | None = None) -> T:
+        """Wait for ``make(number)``'s result, or raise its exception; ``ahead`` as for ``start``."""
+        self.start(number, ahead)
         return self._pending[number].result()
 
     def settle(self) -> None:
-        """Wait until nothing is in the making, of what is wanted no more either."""
+        """Wait until the thread is idle."""
         self._thread.submit(int).result()
 
     def close(self) -> None:
-        """Let go of everything, and end the thread."""
+        """Release all results and end the thread."""
         self._thread.shutdown(wait=True, cancel_futures=True)
         self._pending.clear()
 

@@ -133,17 +133,22 @@ class Windows:
 
     def gather(self, positions: np.ndarray, offsets: np.ndarray) -> torch.Tensor:
         """The images at stream positions (n,), ascending; cropped at ``offsets`` (n, 2) where windows are padded."""
+        found = self._order.parts(positions)
         rows = [(0 if self._order.windows == 1 else number, self._window(number)[1][places])
-                for number, places in self._order.parts(positions)]
+                for number, places in found]
         parts, done = [], 0
         for number, group in groupby(rows, lambda part: part[0]):
             chosen = np.concatenate([rows for _, rows in group])
-            window = self._contents.get(number)
+            window = self._contents.get(number, ahead=0)
             if window.is_cuda:  # made on the windows' stream, read on this one
                 window.record_stream(torch.cuda.current_stream(self._device))
             parts.append(draw(window, chosen, offsets[done:done + len(chosen)] if self._padded else None))
             done += len(chosen)
+            size = len(window)
             del window
+        last = found[-1][1][-1]
+        if 2 * last >= size or last + len(positions) >= size:  # half is drawn, or the next call may need the next one
+            self._contents.start(number)
         return parts[0] if len(parts) == 1 else torch.cat(parts)
 
     def settle(self) -> None:
