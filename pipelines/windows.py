@@ -20,7 +20,7 @@ BLOCK_IMAGES, WINDOW_BLOCKS = 8, 512  # images read at a time at most, and block
 CPU_WINDOW_BYTES = 64 * 2**20
 GPU_WINDOW_BYTES = 2**30
 CACHED_ROWS = 2**17  # of windows' permutations, 16 bytes each
-CHUNK_VALUES = {"cpu": 512 * 3072, "cuda": 4096 * 3072}  # normalised and padded at a time, for little memory
+CHUNK_VALUES = {"cpu": 256 * 3072, "cuda": 4096 * 3072}  # normalised and padded at a time, for little memory
 
 
 def default_window_images(image_shape: tuple[int, int, int], device: torch.device) -> int:
