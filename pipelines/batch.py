@@ -30,15 +30,17 @@ class Batch(NamedTuple):
 class StreamOptions:
     """Options that, with data and seed, determine a stream's batches. Resuming requires equal options.
 
+    Options that are None depend on the device.
+
     Args:
         batch: images a step.
         views: six proxy views of every image, instead of the image and its label.
-        flip: mirror left to right with probability one half.
+        flip: flip left to right with probability one half.
         noise: standard deviation of the Gaussian noise; 0 for none.
         steps_per_superbatch: steps made in one DALI run; None for as many as suit the device.
-        block_images: consecutive images read at a time; None for 8, or fewer where a window would have fewer than
-            512 blocks: small against runs of equal content in the source, and many enough to mix.
-        window_images: images on the device at a time; None for a size that suits the device.
+        block_images: consecutive images that stay together in the shuffle; None for 8, or fewer where a window would
+            have fewer than 512 blocks: small against runs of equal content in the source, and many enough to mix.
+        window_images: of the shuffle buffer, two of which are in memory; None for what suits the device.
     """
 
     batch: int

@@ -20,7 +20,7 @@ BATCH_IMAGES, BATCH_BYTES = 128, 32 * 2**20  # images a batch at most, and what 
 class EvaluationLoader:
     """Every test image exactly once, in order, in 8 views (4 without flips); the same views at every pass.
 
-    A batch is a function of its number: it goes through the graph of a stream, each view as an image.
+    A batch is a function of its number. It goes through the graph of a stream, each view as an image.
 
     Args:
         source: labeled images.
@@ -51,18 +51,18 @@ class EvaluationLoader:
         return -(-len(self._source) // self._images)
 
     def __iter__(self) -> Iterator[Examples]:
-        graph = Graph(Recipe(self._source.image_shape, self._preprocess, False, self._flip, self._noise, 1,
-                             self._images * self.views), self._device, self._backend, self._threads)
+        graph = Graph(Recipe(self._source.image_shape, self._preprocess, views=False, flip=self._flip,
+                             noise=self._noise, steps=1, images=self._images * self.views),
+                      self._device, self._backend, self._threads)
         for number in range(len(self)):
             yield self._make(graph, number)
 
     def _make(self, graph: Graph, number: int) -> Examples:
         first = number * self._images
-        chosen = slice(first, min(len(self._source), first + self._images))
-        window = window_of(self._source.read(np.arange(len(self._source))[chosen]), self._preprocess, self._device,
-                           self._backend == "dali")
-        count = len(window)
-        draws = evaluation_draws(self._seed, number, count, first, math.prod(self._source.image_shape), self._flip)
-        pixels = draw(window, np.arange(count).repeat(self.views), draws.offsets if self._backend == "dali" else None)
+        indices = np.arange(first, min(len(self._source), first + self._images))
+        padded = self._backend == "dali"
+        window = window_of(self._source.read(indices), self._preprocess, self._device, padded)
+        draws = evaluation_draws(self._seed, indices, math.prod(self._source.image_shape), self._flip)
+        pixels = draw(window, (indices - first).repeat(self.views), draws.offsets if padded else None)
         images = graph(pixels, draws).flatten(0, 1).permute(0, 3, 1, 2)
-        return Examples(images, self._labels[chosen].to(self._device))
+        return Examples(images, self._labels[first:first + len(indices)].to(self._device))

@@ -3,8 +3,10 @@
 ``numba``, a CPU's: one DALI operator makes an image, compiled by Numba (``pipelines.kernel``), since DALI's own CPU
 operators are slow at noise and views. ``dali``, a GPU's: DALI's operators, whose samples are the images of a whole
 step, since the host has work for each sample. There images come normalised, and cropped by the gather that draws them
-from their window (``pipelines.windows``). Both: crop, mirror, add noise, and then the views, which share one crop and
-one noise draw.
+from their window (``pipelines.windows``). Views share one crop and one noise draw.
+
+    numba    crop, normalise, add noise; then one gather of pixels for flip and views
+    dali     (normalised and cropped already) flip, add noise, views
 """
 
 from functools import cache
@@ -30,7 +32,7 @@ class Recipe(NamedTuple):
         image_shape: (H, W, C).
         preprocess: on the stream's device.
         views: six proxy views of each image instead of the image.
-        mirror: whether some images are mirrored.
+        flip: whether some images are flipped left to right.
         noise: standard deviation; 0 for none.
         steps: samples of the ``dali`` backend in one run.
         images: in one run at most.
@@ -39,7 +41,7 @@ class Recipe(NamedTuple):
     image_shape: tuple[int, int, int]
     preprocess: Preprocess
     views: bool
-    mirror: bool
+    flip: bool
     noise: float
     steps: int
     images: int
@@ -74,7 +76,7 @@ class Graph:
         """The images made of ``pixels``: float32 (n, 1 or VIEWS, H, W, C), the caller's to keep.
 
         Raises:
-            ValueError: pixels or draws of other shapes, types or ranges, which what is compiled does not check.
+            ValueError: pixels or draws of other shapes, types or ranges, which the kernel does not check.
         """
         self._check(pixels, draws)
         inputs = (self._numba_inputs if self._backend == "numba" else self._dali_inputs)(pixels, draws)
@@ -93,12 +95,12 @@ class Graph:
         if (images.shape[1:] != shape or images.dtype != dtype or not images.is_contiguous()
                 or not 1 <= count <= self.recipe.images or {len(values) for values in draws[:-1]} != {count}
                 or not (draws.offsets.min() >= 0 and draws.offsets.max() <= 2 * MAX_SHIFT)
-                or not (draws.mirror.min() >= 0 and draws.mirror.max() <= 1)):
+                or not (draws.flip.min() >= 0 and draws.flip.max() <= 1)):
             raise ValueError(f"graph of {shape} {dtype}, at most {self.recipe.images}: found {tuple(images.shape)} "
                              f"{images.dtype} with draws of {[values.shape for values in draws]}")
 
     def _numba_inputs(self, pixels: torch.Tensor, draws: Draws) -> dict:
-        numbers = np.column_stack([draws.offsets, draws.mirror, draws.noisy, draws.noise_keys.view(np.int64)])
+        numbers = np.column_stack([draws.offsets, draws.flip, draws.noisy, draws.noise_keys.view(np.int64)])
         return {"pixels": pixels.numpy(), "draws": numbers}
 
     def _dali_inputs(self, pixels: torch.Tensor, draws: Draws) -> dict:
@@ -109,8 +111,8 @@ class Graph:
         def numbers(values: np.ndarray) -> np.ndarray | torch.Tensor:
             return by_step(upload(values.astype(np.float32), self._device)[:, None, None, None])
         inputs = {"pixels": by_step(pixels)}
-        if self.recipe.mirror:
-            inputs["mirror"] = numbers(draws.mirror)
+        if self.recipe.flip:
+            inputs["flip"] = numbers(draws.flip)
         if self.recipe.noise:
             inputs |= {"noisy": numbers(draws.noisy), "noise_state": np.tile(draws.noise_state, (self.recipe.steps, 1))}
         return inputs
@@ -135,7 +137,8 @@ def numba_graph(recipe: Recipe, device: str) -> DataNode:
     run, setup = kernel.operator(found)
     operator = Compiled(run_fn=run, setup_fn=setup, ins_ndim=[3, 1, 2, 1, 1], outs_ndim=[4],
                         in_types=[pixels, types.INT64, types.INT32, types.FLOAT, types.FLOAT], out_types=[types.FLOAT])
-    constants = (ways(*recipe.image_shape[:2], recipe.views), quantiles(recipe.noise), recipe.preprocess.settings())
+    constants = (pixel_index(*recipe.image_shape[:2], recipe.views), quantiles(recipe.noise),
+                 recipe.preprocess.settings())
     return operator(
         fn.external_source(name="pixels", batch=True, dtype=pixels, ndim=3, layout="HWC", no_copy=True),
         fn.external_source(name="draws", batch=True, dtype=types.INT64, ndim=1, no_copy=True),
@@ -150,9 +153,9 @@ def dali_graph(recipe: Recipe, device: str) -> DataNode:
     def source(name: str, dtype=types.FLOAT, ndim: int = 4, layout: str = "", device: str = device) -> DataNode:
         return fn.external_source(name=name, batch=True, dtype=dtype, ndim=ndim, layout=layout, device=device)
     images = source("pixels", layout="FHWC")
-    if recipe.mirror:
-        which = source("mirror")
-        images = images * (1 - which) + mirror(images, name="mirror_some") * which
+    if recipe.flip:
+        which = source("flip")
+        images = images * (1 - which) + flipped(images, name="flip_some") * which
     if recipe.noise:  # its whole state comes in with each run, as DALI's dynamic mode does it
         state = source("noise_state", types.UINT32, ndim=1, device="cpu")
         noise = fn.random.normal(images, stddev=recipe.noise, _random_state=state, name="noise")
@@ -160,7 +163,7 @@ def dali_graph(recipe: Recipe, device: str) -> DataNode:
     return six_views(images) if recipe.views else images
 
 
-def mirror(images: DataNode, name: str | None = None) -> DataNode:
+def flipped(images: DataNode, name: str | None = None) -> DataNode:
     """DALI: flip all images of a sample left to right.
 
     (``fn.flip`` launches one kernel a sample on the GPU, this one a batch. With a ``mirror`` argument for each sample
@@ -176,11 +179,11 @@ def six_views(images: DataNode) -> DataNode:
     """
     def transposed(x: DataNode) -> DataNode:
         return fn.transpose(x, perm=[0, 2, 1, 3], transpose_layout=False)
-    left_right = mirror(images)
+    left_right = flipped(images)
     rotated90 = transposed(left_right)
-    rotated270 = mirror(transposed(images))
+    rotated270 = flipped(transposed(images))
     up_down = transposed(rotated270)
-    rotated180 = mirror(up_down)
+    rotated180 = flipped(up_down)
     views = (images, rotated90, rotated180, rotated270, left_right, up_down)
     return fn.stack(*(fn.reshape(view, layout="") for view in views), axis=1, name="six_views")
 
@@ -192,8 +195,8 @@ def quantiles(deviation: float) -> np.ndarray:
     return (values * (deviation / values.square().mean().sqrt())).to(torch.float32).numpy()
 
 
-def ways(height: int, width: int, views: bool) -> np.ndarray:
-    """Which pixel of an image each pixel of the result is, for an image as it is and for a mirrored one.
+def pixel_index(height: int, width: int, views: bool) -> np.ndarray:
+    """From which pixel of an image each pixel of the result comes, for an image as it is and for a flipped one.
 
     int32 (2, H·W), or (2, 6·H·W) for the six views of a square image.
     """

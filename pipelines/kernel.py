@@ -18,7 +18,7 @@ from numba.core import cgutils
 
 from pipelines.sampling import GAMMA, MAX_SHIFT, NOISE_A_WORD
 
-ROW, COLUMN, MIRROR, NOISY, NOISE_KEY, DRAWS = range(6)  # columns of an image's draws, and their number
+ROW, COLUMN, FLIP, NOISY, NOISE_KEY, DRAWS = range(6)  # columns of an image's draws, and their number
 QUANTILES = 2**16
 contrast = augment = DTYPE = None  # in the functions below: what ``compiled`` gives them for each type of image
 IMAGE = {"uint8": types.uint8, "float32": types.float32}
@@ -55,7 +55,7 @@ def _contrast(image):
     return np.float32(total / len(image)), norm
 
 
-def _augment(image, height, width, channels, draws, ways, quantiles, settings, out):
+def _augment(image, height, width, channels, draws, pixel_index, quantiles, settings, out):
     length, values = width * channels, len(image)
     cropped, made = np.empty(values, image.dtype), np.empty(values, np.float32)
     shift = draws[COLUMN] - MAX_SHIFT
@@ -93,13 +93,13 @@ def _augment(image, height, width, channels, draws, ways, quantiles, settings, o
                                + noisy * quantiles[noise[i + c]])
 
     if channels == 3:  # known to the compiler, so without a loop in the loop
-        for i in range(len(ways)):
-            place = 3 * ways[i]
+        for i in range(len(pixel_index)):
+            place = 3 * pixel_index[i]
             out[3 * i], out[3 * i + 1], out[3 * i + 2] = made[place], made[place + 1], made[place + 2]
     else:
-        for i in range(len(ways)):
+        for i in range(len(pixel_index)):
             for c in range(channels):
-                out[channels * i + c] = made[channels * ways[i] + c]
+                out[channels * i + c] = made[channels * pixel_index[i] + c]
 
 
 @numba.extending.intrinsic
@@ -116,7 +116,7 @@ def _run(outs, out_shapes, out_ndims, num_outs, ins, in_shapes, in_ndims, num_in
     height, width, channels = carray(pointer(shapes[0]), 3, np.int64)
     draws, places = carray(pointer(read[1]), DRAWS, np.int64), carray(pointer(shapes[2]), 2, np.int64)[1]
     augment(carray(pointer(read[0]), height * width * channels, DTYPE), height, width, channels, draws,
-            carray(pointer(read[2] + 4 * places * draws[MIRROR]), places, np.int32),
+            carray(pointer(read[2] + 4 * places * draws[FLIP]), places, np.int32),
             carray(pointer(read[3]), QUANTILES, np.float32), carray(pointer(read[4]), 1 + 2 * channels, np.float32),
             carray(pointer(carray(pointer(outs), num_outs, np.int64)[0]), places * channels, np.float32))
 
@@ -136,9 +136,10 @@ def operator(dtype: str) -> tuple[int, int]:
     """Addresses of the functions that DALI's Numba operator calls for images of a type: run and setup.
 
     The operator's inputs, for each image: its pixels (H, W, C), uint8 or float32; draws, int64 (DRAWS,): crop offset,
-    whether to mirror and to add noise (0 or 1), and the key of its noise; ways, int32 (2, V·H·W): which pixel of the
-    image each pixel of the result is, as it is and mirrored; quantiles, float32 (QUANTILES,): equally likely values of
-    the noise; settings, float32 (1 + 2C): the L2 norm after GCN, or 0 and then each channel's center and scale.
+    whether to flip and to add noise (0 or 1), and the key of its noise; pixel_index, int32 (2, V·H·W): from which pixel
+    of the image each pixel of the result comes, as it is and flipped; quantiles, float32 (QUANTILES,): equally likely
+    values of the noise; settings, float32 (1 + 2C): the L2 norm after GCN, or 0 and then each channel's center and
+    scale.
     Its output: float32 (V, H, W, C).
     """
     contrast = compiled(numba.njit, types.UniTuple(types.float32, 2)(IMAGE[dtype][::1]), _contrast, dtype)

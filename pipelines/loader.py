@@ -21,7 +21,7 @@ class SemiSupervisedLoader:
             batch; empty for no such branch.
         preprocess: fitted normalisation.
         batch_unlabeled: unlabeled images B a step; there are 6B views of them and 6B labeled images.
-        flip: mirror labeled images with probability one half. (The six views contain a flip already.)
+        flip: flip labeled images with probability one half. (The six views contain a flip already.)
         seed: of everything random.
         device: the CPU or one GPU.
         noise: standard deviation; 0 for none.

@@ -13,7 +13,7 @@ import numpy as np
 FEISTEL_ROUNDS = 6
 MAX_SHIFT = 2  # pixels on each axis
 LABELED, UNLABELED, EVALUATION = range(3)  # streams
-OFFSETS, DALI_NOISE, CPU_NOISE, MIRRORS = range(2, 6)  # what a random number is for (an order's own are 0 and 1)
+AUGMENTATION, DALI_NOISE, CPU_NOISE = range(2, 5)  # what a random number is for (an order's own are 0 and 1)
 STATE_WORDS = 7  # of DALI's random generator
 GAMMA = np.uint64(0x9E3779B97F4A7C15)  # SplitMix64's step
 NOISE_A_WORD = 4  # values of noise from one 64-bit number of SplitMix64
@@ -68,13 +68,12 @@ class Order:
 
     Blocks of ``block_images`` consecutive images are permuted anew each epoch; consecutive permuted blocks form
     windows of at most ``window_images`` images (a block at least), equal to within a block, and each window is
-    permuted image by image. What is loaded at a time is a window; what is read at a time is a block. Windows are
-    numbered on through the epochs.
+    permuted image by image. A window is read in one call, sorted by index. Windows are numbered on through the epochs.
     """
 
     num_images: int
     window_images: int
-    block_images: int = 16
+    block_images: int
     seed: int = 0
 
     def __post_init__(self):
@@ -137,60 +136,63 @@ class Order:
 
 
 class Draws(NamedTuple):
-    """What is random about n images.
+    """What is random about n images: on a CPU all of it a function of an image's position in its stream.
 
     Args:
         offsets: where in an image with its border of MAX_SHIFT the crop begins, y and x, int64 (n, 2).
-        mirror: which images are mirrored left to right, 0 or 1, int64 (n,).
+        flip: which images are flipped left to right, 0 or 1, int64 (n,).
         noisy: which get noise, 0 or 1, int64 (n,).
         noise_keys: uint64 (n,): each image's state of SplitMix64, from which a CPU draws its noise.
         noise_state: uint32 (STATE_WORDS,): DALI's state, from which a GPU draws the noise of all of them.
     """
 
     offsets: np.ndarray
-    mirror: np.ndarray
+    flip: np.ndarray
     noisy: np.ndarray
     noise_keys: np.ndarray
     noise_state: np.ndarray
 
-    def take(self, chosen: np.ndarray) -> "Draws":
-        """Those of some images."""
-        return Draws(*(values[chosen] for values in self[:-1]), self.noise_state)
+
+def training_draws(seed: int, stream_id: int, positions: np.ndarray, values: int, flip: bool) -> Draws:
+    """For the images of ``values`` values at stream positions (n,): any crop offset, flipped with probability 1/2."""
+    y, x, side = random_integers((seed, stream_id, AUGMENTATION), positions, (2 * MAX_SHIFT + 1, 2 * MAX_SHIFT + 1, 2))
+    return Draws(np.column_stack([y, x]), side * flip, np.ones_like(side),
+                 noise_keys((seed, stream_id, CPU_NOISE), positions, values),
+                 noise_state(seed, stream_id, DALI_NOISE, int(positions[0])))
 
 
-def training_draws(seed: int, stream_id: int, superbatch: int, count: int, values: int, mirror: bool) -> Draws:
-    """For a superbatch of ``count`` images of so many values: any crop offset, mirrored with probability 1/2."""
-    def random(purpose: int) -> np.random.Generator:
-        return generator(seed, stream_id, purpose, superbatch)
-    offsets = random(OFFSETS).integers(0, 2 * MAX_SHIFT + 1, (2, count)).T
-    mirrored = random(MIRRORS).integers(0, 2, count, np.int32) if mirror else np.zeros(count, np.int64)
-    return Draws(offsets, mirrored, np.ones(count, np.int64),
-                 noise_keys(word_from(seed, stream_id, CPU_NOISE), superbatch * count, count, values),
-                 noise_state(seed, stream_id, DALI_NOISE, superbatch))
-
-
-def evaluation_draws(seed: int, batch: int, count: int, first: int, values: int, flip: bool) -> Draws:
-    """For the views of ``count`` test images, which begin with number ``first`` of the set, image by image.
+def evaluation_draws(seed: int, indices: np.ndarray, values: int, flip: bool) -> Draws:
+    """For the views of the test images of ``values`` values at ``indices`` (n,), image by image.
 
     An image as it is, jittered (a crop offset that is MAX_SHIFT, no shift, on neither axis), and both with noise; with
-    ``flip`` the same four of the mirrored image, with noise of their own (reference: ``DenseEvaluator``).
+    ``flip`` the same four of the flipped image, with noise of their own (reference: ``DenseEvaluator``).
     """
     view = np.arange(8 if flip else 4)
-    jitter = generator(seed, EVALUATION, OFFSETS, batch).integers(0, 2 * MAX_SHIFT, (count, 1, 2))
+    jitter = np.column_stack(random_integers((seed, EVALUATION, AUGMENTATION), indices, (2 * MAX_SHIFT, 2 * MAX_SHIFT)))
     jitter += jitter >= MAX_SHIFT
-    offsets = np.where((view % 2 == 1)[:, None], jitter, MAX_SHIFT)
-    return Draws(offsets.reshape(-1, 2), np.tile(view // 4, count), np.tile(view // 2 % 2, count),
-                 noise_keys(word_from(seed, EVALUATION, CPU_NOISE), first * len(view), count * len(view), values),
-                 noise_state(seed, EVALUATION, DALI_NOISE, batch))
+    offsets = np.where((view % 2 == 1)[:, None], jitter[:, None], MAX_SHIFT)
+    return Draws(offsets.reshape(-1, 2), np.tile(view // 4, len(indices)), np.tile(view // 2 % 2, len(indices)),
+                 noise_keys((seed, EVALUATION, CPU_NOISE), (indices[:, None] * len(view) + view).reshape(-1), values),
+                 noise_state(seed, EVALUATION, DALI_NOISE, int(indices[0])))
 
 
-def noise_keys(key: int, first: int, count: int, values: int) -> np.ndarray:
-    """With which the images of so many values at places ``first`` and following draw their noise, uint64 (count,).
+def random_integers(key: tuple[int, ...], positions: np.ndarray, sizes: tuple[int, ...]) -> list[np.ndarray]:
+    """For each of up to three sizes below 2**20 uniform integers in range(size), int64 (n,), that belong to positions.
 
-    Each is the state of SplitMix64 (Steele et al. 2014), seeded with ``key``, after the numbers of those before it.
+    They are 21 bits each of number ``position`` of SplitMix64 (Steele et al. 2014), seeded with ``key``.
     """
-    places = np.arange(first, first + count, dtype=np.uint64)
-    return np.uint64(key) + places * np.uint64(-(-values // NOISE_A_WORD)) * GAMMA
+    words = _mix(np.uint64(word_from(*key)) + (positions.astype(np.uint64) + np.uint64(1)) * GAMMA)
+    parts = (words >> np.uint64(21 * i) & np.uint64(2**21 - 1) for i in range(len(sizes)))
+    return [(part * np.uint64(size) >> np.uint64(21)).astype(np.int64) for part, size in zip(parts, sizes, strict=True)]
+
+
+def noise_keys(key: tuple[int, ...], positions: np.ndarray, values: int) -> np.ndarray:
+    """The states of SplitMix64, uint64 (n,), from which images of ``values`` values at positions draw their noise.
+
+    Each is the state after the numbers of the images before it, in the sequence seeded with ``key``.
+    """
+    words = np.uint64(-(-values // NOISE_A_WORD))
+    return np.uint64(word_from(*key)) + positions.astype(np.uint64) * words * GAMMA
 
 
 def noise_state(*key: int) -> np.ndarray:

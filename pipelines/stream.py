@@ -3,16 +3,18 @@
 Terms, here and elsewhere in ``pipelines``:
 
 epoch       every image of a source once; a stream's epochs follow on one another without a pause
-block       consecutive images of the source, which are read at a time; the epoch's order permutes the blocks
-window      the images of some permuted blocks, in memory, permuted once more; two at most are there
-place       where in its window an image is
+position    of an image in the stream, counted on through the epochs
+block       a run of consecutive images of the source, the unit of the shuffle
+window      some permuted blocks, read in one call and permuted image by image: the shuffle buffer
 superbatch  the batches of a few steps, made by one run of the DALI graph and handed out step by step
-draws       what is random about an image: its crop offset, whether it is mirrored, the key of its noise
+draws       the random parameters of an image: crop offset, flip, key of its noise
 backend     who augments: ``numba``, one compiled DALI operator (on a CPU), or ``dali``, DALI's own (on a GPU)
+part        the share of one of several processes in every batch
 
-A superbatch is a function of its number: ``_make``. It runs on the stream's prefetching thread, which has a CUDA stream
-of its own. On a GPU two more are made ahead. On a CPU none is: work beside a training step, which uses all cores,
-would slow it by more.
+What is made when: a stream has one thread that makes superbatches, and one for each source that reads windows.
+A superbatch is a function of its number (``_make``). On a GPU two more are made ahead, on a CUDA stream of the thread's
+own. On a CPU none is: work next to a training step, which uses all cores, would slow it by more. There the operator
+runs on DALI's thread pool. The next window is read (and, with ZCA, whitened) once half of one is drawn, on either.
 """
 
 import math
@@ -65,7 +67,7 @@ class Stream:
             order and epochs of its own. Labels, unless ``options.views``, are those of the one source.
         preprocess: fitted normalisation.
         options: what a batch is; ``batch`` divides among the sources and parts.
-        seed: of order, crop offsets, flips and noise.
+        seed: of order and draws.
         stream_id: ``sampling.LABELED`` or ``UNLABELED``, so that streams of one seed differ.
         device: where batches arrive; the CPU or one GPU.
         part: (r, R): of each source's images in a batch only the r-th of R equal parts, so that R streams together
@@ -94,15 +96,14 @@ class Stream:
         self.options = replace(options, steps_per_superbatch=steps)
         self._identity = {"seed": seed, "stream_id": stream_id, "noise_scheme": NOISE_SCHEME[backend],
                           "orders": [asdict(order) for order in orders], **asdict(self.options)}
-        images = steps * options.batch
-        places = np.arange(images).reshape(steps, len(sources), part[1], -1)
-        self._chosen = places[:, :, part[0]]  # of a superbatch's images, this part's: (steps, sources, images)
+        images = np.arange(steps * options.batch).reshape(steps, len(sources), part[1], -1)
+        self._chosen = images[:, :, part[0]]  # of a superbatch's images, this part's: (steps, sources, n)
         on_device = preprocess.to(device)
         self._windows = [Windows(source, order, on_device, device, backend == "dali", threads)
                          for source, order in zip(sources, orders, strict=True)]
         self._labels = None if options.views else sources[0].labels.astype(np.int64)
-        self._graph = Graph(Recipe(shape, on_device, options.views, options.flip, options.noise, steps,
-                                   self._chosen.size), device, backend, threads)
+        self._graph = Graph(Recipe(shape, on_device, options.views, options.flip, options.noise, steps=steps,
+                                   images=self._chosen.size), device, backend, threads)
         self._superbatches = Prefetcher(self._make, AHEAD[device.type], device)
         self._device, self._step = device, 0
 
@@ -161,18 +162,19 @@ class Stream:
     def _make(self, number: int) -> Superbatch:
         """On the prefetching thread: superbatch ``number``."""
         options, steps, shape = self.options, self.options.steps_per_superbatch, self._graph.recipe.image_shape
-        draws = training_draws(self._identity["seed"], self._identity["stream_id"], number, steps * options.batch,
+        positions = number * steps * options.batch + self._chosen  # in the stream
+        draws = training_draws(self._identity["seed"], self._identity["stream_id"], positions.reshape(-1),
                                math.prod(shape), options.flip)
-        of_source = options.batch // len(self._windows)
-        positions = (steps * number + np.arange(steps))[:, None] * of_source + self._chosen[0, 0]
-        parts = [windows.gather(positions.reshape(-1), draws.offsets[self._chosen[:, source].reshape(-1)])
+        offsets = draws.offsets.reshape(*positions.shape, 2)
+        share = options.batch // len(self._windows)  # of each source in a batch
+        in_source = ((steps * number + np.arange(steps))[:, None] * share + self._chosen[0, 0]).reshape(-1)
+        parts = [windows.gather(in_source, offsets[:, source].reshape(-1, 2))
                  for source, windows in enumerate(self._windows)]
         pixels = parts[0] if len(parts) == 1 else torch.cat([part.unflatten(0, (steps, -1)) for part in parts], 1)
-        images = self._graph(pixels.view(-1, *shape), draws.take(self._chosen.reshape(-1)))
-        images = images.flatten(0, 1).permute(0, 3, 1, 2)
+        images = self._graph(pixels.view(-1, *shape), draws).flatten(0, 1).permute(0, 3, 1, 2)
         if self._labels is None:
             labels = torch.arange(VIEWS, device=self._device).repeat(self._chosen.size)
         else:
-            labels = upload(self._labels[self._windows[0].indices(positions.reshape(-1))], self._device)
+            labels = upload(self._labels[self._windows[0].indices(in_source)], self._device)
         ready = torch.cuda.current_stream(self._device).record_event() if images.is_cuda else None
         return Superbatch(images, labels, ready)

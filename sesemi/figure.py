@@ -70,9 +70,9 @@ def draw() -> str:
 def augmented(image: np.ndarray, views: bool) -> torch.Tensor:
     """One image (H, W, C), or its six views, as a batch holds it, (1 or 6, H, W, C): normalised, shifted by (−2, 1),
     with noise."""
-    graph = Graph(Recipe(image.shape, Preprocess("gcn", image.shape), views, False, NOISE, 1, 1), torch.device("cpu"),
-                  "numba")
-    draws = training_draws(0, LABELED, 0, 1, image.size, mirror=False)._replace(offsets=np.array([[4, 1]]))
+    recipe = Recipe(image.shape, Preprocess("gcn", image.shape), views, flip=False, noise=NOISE, steps=1, images=1)
+    graph = Graph(recipe, torch.device("cpu"), "numba")
+    draws = training_draws(0, LABELED, np.arange(1), image.size, flip=False)._replace(offsets=np.array([[4, 1]]))
     return graph(torch.from_numpy(image[None]), draws)[0]
 
 

@@ -8,9 +8,10 @@ import scipy.stats
 import torch
 
 from pipelines.graph import DALI_SAMPLES, Graph, Recipe, quantiles
-from pipelines.sampling import LABELED, Draws, noise_keys, noise_state
+from pipelines.sampling import LABELED, Draws, noise_state
 from pipelines.whitening import Preprocess
 from pipelines.windows import draw, mirror_pad
+from tests.pipelines.test_sampling import splitmix64
 
 CPU = torch.device("cpu")
 BACKENDS = ("numba", "dali")
@@ -30,7 +31,14 @@ def unwhitened(shape: tuple[int, int, int]) -> Preprocess:
 def plain(count: int, **changed) -> Draws:
     """Draws of no shift, flip or noise."""
     zeros = np.zeros(count, np.int64)
-    return Draws(np.full((count, 2), 2), zeros, zeros, noise_keys(9, 0, count, 75), noise_state(9))._replace(**changed)
+    draws = Draws(np.full((count, 2), 2), zeros, zeros, noise_keys_of(9, 0, count, 75), noise_state(9))
+    return draws._replace(**changed)
+
+
+def noise_keys_of(key: int, first: int, count: int, values: int) -> np.ndarray:
+    """SplitMix64's states after the numbers of the images before each: uint64 (count,)."""
+    words = -(-values // 4)
+    return np.array([(key + (first + i) * words * 0x9E3779B97F4A7C15) % 2**64 for i in range(count)], np.uint64)
 
 
 def padded(images: torch.Tensor, preprocess) -> torch.Tensor:
@@ -103,17 +111,17 @@ def test_six_views(images, backend):
 
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_flips(images, backend):
-    mirror = np.array([1, 0, 0, 1, 1])
-    expected = [np.fliplr(image) if flip else image for image, flip in zip(images, mirror, strict=True)]
-    assert np.array_equal(run(images, backend, plain(5, mirror=mirror)), expected)
+    flips = np.array([1, 0, 0, 1, 1])
+    expected = [np.fliplr(image) if flip else image for image, flip in zip(images, flips, strict=True)]
+    assert np.array_equal(run(images, backend, plain(5, flip=flips)), expected)
 
 
 def test_flips_come_before_the_views(images):
-    mirror = np.array([1, 0, 0, 1, 1])
-    flipped = [np.fliplr(image) if flip else image for image, flip in zip(images, mirror, strict=True)]
+    flips = np.array([1, 0, 0, 1, 1])
+    flipped = [np.fliplr(image) if flip else image for image, flip in zip(images, flips, strict=True)]
     expected = [six_views_numpy(image) for image in flipped]
     for backend in BACKENDS:
-        assert np.array_equal(run(images, backend, plain(5, mirror=mirror), views=True), expected)
+        assert np.array_equal(run(images, backend, plain(5, flip=flips), views=True), expected)
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
@@ -134,10 +142,10 @@ def test_bytes_are_normalised_flipped_and_viewed(channels, kind, views, backend)
         preprocess = Preprocess("standardize", (7, 7, channels), {
             "mean": torch.tensor(mean, dtype=torch.float32), "deviation": torch.tensor(deviation, dtype=torch.float32)})
         values = (values - mean) / deviation
-    mirror = np.array([0, 1, 1, 0, 1, 0]) * (not views)
+    flips = np.array([0, 1, 1, 0, 1, 0]) * (not views)
     expected = [six_views_numpy(image) if views else image[:, ::-1] if flip else image
-                for image, flip in zip(values, mirror, strict=True)]
-    made = run(pixels, backend, plain(6, mirror=mirror), preprocess, views, steps=3)
+                for image, flip in zip(values, flips, strict=True)]
+    made = run(pixels, backend, plain(6, flip=flips), preprocess, views, steps=3)
     assert np.allclose(made, expected, rtol=1e-5, atol=1e-4)
 
 
@@ -150,7 +158,7 @@ def test_an_image_of_one_value_becomes_zeros(backend):
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_noise_has_its_mean_deviation_and_independence(backend):
     images = np.full((64, 16, 16, 3), 5, np.float32)
-    draws = plain(64, noisy=np.ones(64, np.int64), noise_keys=noise_keys(3, 0, 64, 768))
+    draws = plain(64, noisy=np.ones(64, np.int64), noise_keys=noise_keys_of(3, 0, 64, 768))
     noise = run(images, backend, draws, noise=0.15, steps=8) - images
     values = noise.size
     assert abs(noise.mean()) < 5 * 0.15 / np.sqrt(values)
@@ -187,26 +195,15 @@ def test_dali_s_noise_is_a_function_of_its_state(images):
 def test_an_image_s_noise_is_that_of_its_key():
     """By whichever thread it is drawn, in whatever portions: and no two keys have the same."""
     zeros, ones = np.zeros((40, 5, 5, 3), np.float32), np.ones(40, np.int64)
-    keys = noise_keys(2**64 - 5, 2**40, 40, 75)  # 75 values an image, which is no multiple of four
+    keys = noise_keys_of(2**64 - 5, 2**40, 40, 75)  # 75 values an image, which is no multiple of four
     whole = run(zeros, "numba", plain(40, noisy=ones, noise_keys=keys), noise=0.15)
     for first, last in ((0, 1), (1, 17), (17, 40)):
         part = run(zeros[first:last], "numba", plain(last - first, noisy=ones[first:last],
                                                      noise_keys=keys[first:last]), noise=0.15, threads=1)
         assert np.array_equal(part, whole[first:last])
     assert len(np.unique(whole.reshape(40, -1), axis=0)) == 40
-    other = plain(40, noisy=ones, noise_keys=noise_keys(2**64 - 6, 2**40, 40, 75))
+    other = plain(40, noisy=ones, noise_keys=noise_keys_of(2**64 - 6, 2**40, 40, 75))
     assert not np.array_equal(whole, run(zeros, "numba", other, noise=0.15))
-
-
-def splitmix64(seed: int, count: int) -> list[int]:
-    """The generator as Steele, Lea and Flood wrote it down, one number after another."""
-    numbers = []
-    for _ in range(count):
-        seed = (seed + 0x9E3779B97F4A7C15) % 2**64
-        z = (seed ^ seed >> 30) * 0xBF58476D1CE4E5B9 % 2**64
-        z = (z ^ z >> 27) * 0x94D049BB133111EB % 2**64
-        numbers.append(z ^ z >> 31)
-    return numbers
 
 
 def test_noise_is_looked_up_in_the_quantiles_by_splitmix64():
@@ -216,7 +213,7 @@ def test_noise_is_looked_up_in_the_quantiles_by_splitmix64():
                            16408922859458223821]  # published
     bits = np.array([[number >> shift & 0xFFFF for number in numbers[19 * i:19 * i + 19] for shift in (0, 16, 32, 48)]
                      for i in range(3)])[:, :75]
-    draws = plain(3, noisy=np.ones(3, np.int64), noise_keys=noise_keys(1234567, 0, 3, 75))
+    draws = plain(3, noisy=np.ones(3, np.int64), noise_keys=noise_keys_of(1234567, 0, 3, 75))
     ours = run(np.zeros((3, 5, 5, 3), np.float32), "numba", draws, noise=0.15).reshape(3, -1)
     assert np.allclose(ours, 0.15 * scipy.stats.norm.ppf((bits + 0.5) / 2**16), rtol=1e-4)
 
@@ -233,9 +230,9 @@ GOOD = torch.zeros(2, 4, 4, 3)
 @pytest.mark.parametrize("wrong", [
     {"images": GOOD.double()}, {"images": GOOD[:1]}, {"images": torch.zeros(2, 4, 3, 3)}, {"images": GOOD[..., :1]},
     {"images": torch.zeros(3, 4, 4, 3)}, {"images": torch.zeros(2, 3, 4, 4).permute(0, 2, 3, 1)},
-    {"images": GOOD.to(torch.uint8)}, {"mirror": np.array([0, 2])}, {"mirror": np.array([0, -1])},
-    {"mirror": np.array([0])}, {"offsets": np.array([[0, 0], [0, 5]])}, {"offsets": np.array([[0, 0], [-1, 0]])},
-    {"noise_keys": noise_keys(0, 0, 1, 48)}])
+    {"images": GOOD.to(torch.uint8)}, {"flip": np.array([0, 2])}, {"flip": np.array([0, -1])},
+    {"flip": np.array([0])}, {"offsets": np.array([[0, 0], [0, 5]])}, {"offsets": np.array([[0, 0], [-1, 0]])},
+    {"noise_keys": noise_keys_of(0, 0, 1, 48)}])
 def test_what_would_be_read_or_written_elsewhere_is_refused(wrong):
     """What is compiled checks nothing."""
     graph = Graph(Recipe((4, 4, 3), unwhitened((4, 4, 3)), False, True, 0.15, 1, 2), CPU, "numba")
@@ -282,7 +279,7 @@ def test_every_gpu_operator_is_registered_and_none_falls_back(which):
 
 
 @pytest.mark.parametrize(("which", "names"), [
-    ("labeled", {"mirror_some", "noise"}), ("unlabeled", {"noise", "six_views"})])
+    ("labeled", {"flip_some", "noise"}), ("unlabeled", {"noise", "six_views"})])
 def test_the_random_stages_are_on_the_gpu_by_name(which, names):
     found = {name: outputs for name, _, _, outputs in operators(dali_graph_of(which, "cuda:0"))}
     assert names <= set(found)

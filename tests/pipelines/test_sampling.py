@@ -13,8 +13,11 @@ from pipelines.sampling import (
     evaluation_draws,
     evenly_spread,
     generator,
+    noise_keys,
     permute,
+    random_integers,
     training_draws,
+    word_from,
 )
 
 
@@ -101,42 +104,67 @@ def test_impossible_orders_are_refused(wrong):
         Order(**{"num_images": 10, "window_images": 10, "block_images": 4, **wrong})
 
 
-def test_crop_offsets_are_uniform_and_half_are_mirrored():
-    draws = training_draws(0, LABELED, 7, 50_000, 192, mirror=True)
+def test_crop_offsets_are_uniform_and_half_are_flipped():
+    draws = training_draws(0, LABELED, np.arange(10**9, 10**9 + 50_000), 192, flip=True)
     counts = np.bincount(draws.offsets[:, 0] * 5 + draws.offsets[:, 1], minlength=25)
     assert len(counts) == 25
     assert abs(counts - 2000).max() < 5 * np.sqrt(2000)
-    assert set(draws.mirror) == {0, 1}
-    assert abs(draws.mirror.mean() - 0.5) < 5 * 0.5 / np.sqrt(50_000)
-    assert abs(np.corrcoef(np.column_stack([draws.offsets, draws.mirror]).T) - np.eye(3)).max() < 5 / np.sqrt(50_000)
-    assert not training_draws(0, LABELED, 7, 50, 192, mirror=False).mirror.any()
+    assert set(draws.flip) == {0, 1}
+    assert abs(draws.flip.mean() - 0.5) < 5 * 0.5 / np.sqrt(50_000)
+    columns = np.column_stack([draws.offsets, draws.flip])
+    assert abs(np.corrcoef(columns.T) - np.eye(3)).max() < 5 / np.sqrt(50_000)
+    following = np.corrcoef(columns[:-1].T, columns[1:].T)[:3, 3:]
+    assert abs(following).max() < 5 / np.sqrt(50_000)
+    assert not training_draws(0, LABELED, np.arange(50), 192, flip=False).flip.any()
     assert draws.noisy.all()
 
 
-def test_draws_belong_to_their_superbatch_stream_and_seed():
-    found = [training_draws(seed, stream, number, 40, 75, mirror=True)
-             for seed in (0, 1) for stream in (LABELED, UNLABELED) for number in (0, 1)]
-    again = training_draws(1, UNLABELED, 1, 40, 75, mirror=True)
-    assert all(np.array_equal(a, b) for a, b in zip(found[-1], again, strict=True))
-    for name in ("offsets", "mirror", "noise_keys", "noise_state"):
+def test_draws_belong_to_their_position_stream_and_seed():
+    found = [training_draws(seed, stream, np.arange(first, first + 40), 75, flip=True)
+             for seed in (0, 1) for stream in (LABELED, UNLABELED) for first in (0, 40)]
+    for name in ("offsets", "flip", "noise_keys", "noise_state"):
         assert len({getattr(draws, name).tobytes() for draws in found}) == 8
     assert len(np.unique(np.concatenate([draws.noise_keys for draws in found]))) == 8 * 40
     assert {draws.noise_state.shape for draws in found} == {(STATE_WORDS,)}
-    some = found[0].take(np.array([3, 9]))
-    assert some.offsets.tolist() == found[0].offsets[[3, 9]].tolist()
-    assert some.noise_keys.tolist() == found[0].noise_keys[[3, 9]].tolist()
+    whole = training_draws(1, UNLABELED, np.arange(80), 75, flip=True)  # of whichever superbatch or part
+    some = np.array([3, 9, 41, 77])
+    picked = training_draws(1, UNLABELED, some, 75, flip=True)
+    for name in ("offsets", "flip", "noise_keys"):
+        assert np.array_equal(getattr(picked, name), getattr(whole, name)[some])
+        assert np.array_equal(getattr(found[-1], name), getattr(whole, name)[40:])
 
 
-def test_noise_goes_on_from_superbatch_to_superbatch():
-    """An image's key is SplitMix64's state after the numbers of the images before it: 19 for 75 values."""
-    keys = np.concatenate([training_draws(5, LABELED, number, 40, 75, mirror=False).noise_keys for number in range(3)])
-    steps = np.diff(keys.astype(object)) % 2**64
-    assert set(steps) == {19 * 0x9E3779B97F4A7C15 % 2**64}
+def splitmix64(seed: int, count: int) -> list[int]:
+    """The generator as Steele, Lea and Flood wrote it down, one number after another."""
+    numbers = []
+    for _ in range(count):
+        seed = (seed + 0x9E3779B97F4A7C15) % 2**64
+        z = (seed ^ seed >> 30) * 0xBF58476D1CE4E5B9 % 2**64
+        z = (z ^ z >> 27) * 0x94D049BB133111EB % 2**64
+        numbers.append(z ^ z >> 31)
+    return numbers
+
+
+def test_integers_are_bits_of_splitmix64():
+    numbers = splitmix64(word_from(3, 1, 4), 9)
+    found = random_integers((3, 1, 4), np.arange(9), (5, 4, 1000))
+    for i, number in enumerate(numbers):
+        for part, size in enumerate((5, 4, 1000)):
+            assert found[part][i] == (number >> 21 * part) % 2**21 * size // 2**21
+
+
+def test_an_image_s_noise_begins_after_that_of_those_before_it():
+    """An image of 75 values takes 19 numbers."""
+    keys = noise_keys((5, 1, 4), np.array([0, 1, 2, 2**40]), 75).astype(object)
+    gamma = 0x9E3779B97F4A7C15
+    assert keys[0] == word_from(5, 1, 4)
+    assert [(key - keys[0]) % 2**64 for key in keys] == [0, 19 * gamma % 2**64, 38 * gamma % 2**64,
+                                                         19 * 2**40 * gamma % 2**64]
 
 
 @pytest.mark.parametrize("flip", [True, False])
 def test_the_evaluation_s_jitter_is_never_zero(flip):
-    draws = evaluation_draws(0, 3, 8000, 24_000, 192, flip)
+    draws = evaluation_draws(0, np.arange(500, 8500), 192, flip)
     views = 8 if flip else 4
     offsets = draws.offsets.reshape(8000, views, 2) - 2
     assert not offsets[:, ::2].any()
@@ -145,10 +173,10 @@ def test_the_evaluation_s_jitter_is_never_zero(flip):
     assert set(np.unique(jitter).tolist()) == {-2, -1, 1, 2}
     assert abs(np.bincount(jitter[:, 0].reshape(-1) + 2)[[0, 1, 3, 4]] - 4000).max() < 5 * np.sqrt(4000)
     assert draws.noisy.reshape(8000, views).tolist()[0] == [0, 0, 1, 1] * (views // 4)
-    assert draws.mirror.reshape(8000, views).tolist()[0] == [0] * 4 + [1] * (views - 4)
+    assert draws.flip.reshape(8000, views).tolist()[0] == [0] * 4 + [1] * (views - 4)
     assert len(np.unique(draws.noise_keys)) == 8000 * views
-    following = evaluation_draws(0, 4, 10, 32_000, 192, flip)
     assert EVALUATION not in (LABELED, UNLABELED)
+    following = evaluation_draws(0, np.arange(8500, 8510), 192, flip)
     assert not set(following.noise_keys) & set(draws.noise_keys)
 
 
