@@ -54,8 +54,8 @@ def test_resumes_to_the_bit(small_set, steps, backend):
 def test_batches_do_not_depend_on_the_superbatch(small_set, views):
     """Whose size depends on the device; but for DALI's noise."""
     for backend, noise in (("numba", 0.15), ("dali", 0)):
-        feeds = [stream(small_set, backend=backend, noise=noise, views=views, flip=not views, steps_per_superbatch=steps)
-                 for steps in (1, 4, 7)]
+        feeds = [stream(small_set, backend=backend, noise=noise, views=views, flip=not views,
+                        steps_per_superbatch=steps) for steps in (1, 4, 7)]
         for batches in zip(*(take(feed, 30) for feed in feeds), strict=True):
             assert equal([batches[0]] * 2, batches[1:])
         for feed in feeds:
