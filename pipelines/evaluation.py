@@ -65,4 +65,4 @@ class EvaluationLoader:
         draws = evaluation_draws(self._seed, indices, math.prod(self._source.image_shape), self._flip)
         pixels = draw(window, (indices - first).repeat(self.views), draws.offsets if padded else None)
         images = graph(pixels, draws).flatten(0, 1).permute(0, 3, 1, 2)
-        return Examples(images, self._labels[first:first + len(indices)].to(self._device))
+        return Examples(images, self._labels[first:first + len(indices)].to(self._device, copy=True))

@@ -62,6 +62,8 @@ class Graph:
     """
 
     def __init__(self, recipe: Recipe, device: torch.device, backend: str, threads: int = 1):
+        if recipe.preprocess.image_shape != tuple(recipe.image_shape):
+            raise ValueError(f"images of {recipe.image_shape}, preprocessing of {recipe.preprocess.image_shape}")
         if backend == "dali" and recipe.views and recipe.steps > DALI_SAMPLES:
             raise ValueError(f"{recipe.steps} steps a superbatch, expected at most {DALI_SAMPLES}")
         self.recipe, self._device, self._backend = recipe, device, backend
@@ -84,8 +86,9 @@ class Graph:
             (images,) = self._pipeline.run(**inputs)
             images = torch.from_dlpack(images.as_tensor())
         else:
-            (images,) = self._pipeline.run(torch.cuda.current_stream(self._device), **inputs)
-            images = torch.from_dlpack(images.as_tensor()).clone()  # PyTorch's memory, which knows who reads it
+            with torch.cuda.device(self._device):  # DALI takes inputs on the current stream of the current device
+                (images,) = self._pipeline.run(torch.cuda.current_stream(), **inputs)
+                images = torch.from_dlpack(images.as_tensor()).clone()  # PyTorch's memory, which knows who reads it
         height, width, channels = self.recipe.image_shape
         return images.view(-1, VIEWS if self.recipe.views else 1, height, width, channels)
 
@@ -94,6 +97,7 @@ class Graph:
         count = len(images)
         if (images.shape[1:] != shape or images.dtype != dtype or not images.is_contiguous()
                 or not 1 <= count <= self.recipe.images or {len(values) for values in draws[:-1]} != {count}
+                or draws.offsets.shape[1:] != (2,)
                 or not (draws.offsets.min() >= 0 and draws.offsets.max() <= 2 * MAX_SHIFT)
                 or not (draws.flip.min() >= 0 and draws.flip.max() <= 1)):
             raise ValueError(f"graph of {shape} {dtype}, at most {self.recipe.images}: found {tuple(images.shape)} "

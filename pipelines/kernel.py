@@ -7,6 +7,7 @@ hands the compiled functions to DALI's Numba operator.
 
 import hashlib
 from collections.abc import Callable
+from contextlib import suppress
 from functools import lru_cache
 from pathlib import Path
 from types import FunctionType
@@ -24,7 +25,8 @@ contrast = augment = DTYPE = None  # in the functions below: what ``compiled`` g
 IMAGE = {"uint8": types.uint8, "float32": types.float32}
 C_FUNCTION = types.void(*[types.uint64] * 3, types.int32, *[types.uint64] * 3, types.int32)
 C_SETUP = types.void(types.uint64, types.uint64, types.int32, types.uint64, types.uint64, types.int32, types.int32)
-VERSION = hashlib.sha256(Path(__file__).read_bytes() + numba.__version__.encode()).hexdigest()[:12]
+FROZEN = repr((GAMMA, MAX_SHIFT, NOISE_A_WORD, numba.__version__)).encode()  # in what is compiled
+VERSION = hashlib.sha256(Path(__file__).read_bytes() + FROZEN).hexdigest()[:12]
 
 
 def compiled(compiler: Callable, signature, function: Callable, name: str = "", **names) -> Callable:
@@ -34,12 +36,12 @@ def compiled(compiler: Callable, signature, function: Callable, name: str = "", 
     concurrent or interrupted write of another version cannot be taken for this one: Numba does not check.
     """
     copy = FunctionType(function.__code__, function.__globals__ | names, function.__name__)
-    copy.__qualname__ = f"{function.__name__}-{name}-{VERSION}"
     options = {"error_model": "numpy"} if compiler is numba.njit else {"nopython": True}
-    try:
-        return compiler(signature, cache=True, **options)(copy)
-    except Exception:  # a damaged cache, or no place for one, may raise anything
-        return compiler(signature, **options)(copy)
+    for entry in (name, f"{name}-again"):  # another one where the first is damaged
+        copy.__qualname__ = f"{function.__name__}-{entry}-{VERSION}"
+        with suppress(Exception):  # a damaged entry, or no place for one, may raise anything
+            return compiler(signature, cache=True, **options)(copy)
+    return compiler(signature, **options)(copy)
 
 
 def _contrast(image):

@@ -25,7 +25,8 @@ class SemiSupervisedLoader:
         seed: of everything random.
         device: the CPU or one GPU.
         noise: standard deviation; 0 for none.
-        threads: for augmentation on a CPU, one a core at best; batches do not depend on how many.
+        threads: for augmentation and ZCA on a CPU, one a core at best; batches do not depend on how many, but for
+            ZCA's rounding.
         part: (r, R): of every batch only the r-th of R equal parts; see Stream.
         window_images: see StreamOptions.
     """
@@ -48,9 +49,10 @@ class SemiSupervisedLoader:
     def __next__(self) -> Batch:
         for stream in self._streams():  # both at once
             stream.start()
-        for stream in self._streams():  # before either goes on, so that an interrupted reader gets the same pair again
-            stream.wait()
-        return Batch(next(self.labeled), None if self.unlabeled is None else next(self.unlabeled))
+        batch = Batch(self.labeled.peek(), None if self.unlabeled is None else self.unlabeled.peek())
+        for stream in self._streams():  # last, so that a reader who was interrupted gets the same pair again
+            stream.advance()
+        return batch
 
     def state_dict(self) -> dict:
         """Where both streams are."""

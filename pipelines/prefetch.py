@@ -42,6 +42,12 @@ class Prefetcher(Generic[T]):
         self.start(number, ahead)
         return self._pending[number].result()
 
+    def forget(self) -> None:
+        """Release all results: what is asked for again is made again."""
+        for pending in self._pending.values():
+            pending.cancel()
+        self._pending.clear()
+
     def settle(self) -> None:
         """Wait until the thread is idle."""
         self._thread.submit(int).result()

@@ -59,20 +59,31 @@ def default_steps_per_superbatch(options: StreamOptions, image_shape: tuple[int,
     return max(1, min(SUPERBATCH_STEPS, SUPERBATCH_BYTES[device] // a_step))
 
 
+def check_sources(sources: Sequence[ShardSet | Subset], options: StreamOptions, parts: int) -> None:
+    """Raise ValueError where batches cannot be made of these sources, in so many parts."""
+    shape = sources[0].image_shape
+    if any(source.image_shape != shape for source in sources):
+        raise ValueError(f"images of {[source.image_shape for source in sources]} in one stream")
+    if options.batch % (len(sources) * parts) or (len(sources) > 1 and not options.views):
+        raise ValueError(f"batches of {options.batch} from {len(sources)} sources in {parts} parts")
+    if options.views and shape[0] != shape[1]:
+        raise ValueError(f"images of {shape[0]}×{shape[1]}: rotated views need square ones")
+
+
 class Stream:
     """One endless, seeded stream of augmented batches.
 
     Args:
-        sources: shard sets or subsets of some; each gives an equal part of every batch, in this order, and has an
-            order and epochs of its own. Labels, unless ``options.views``, are those of the one source.
+        sources: shard sets or subsets; each gives an equal part of every batch, in this order, and has its own order
+            and epochs. Labels, unless ``options.views``, are those of the one source.
         preprocess: fitted normalisation.
         options: what a batch is; ``batch`` divides among the sources and parts.
         seed: of order and draws.
         stream_id: ``sampling.LABELED`` or ``UNLABELED``, so that streams of one seed differ.
         device: where batches arrive; the CPU or one GPU.
-        part: (r, R): of each source's images in a batch only the r-th of R equal parts, so that R streams together
-            deliver what one does (on a GPU but for its noise, which is each part's own).
-        threads: of DALI and for ZCA, on a CPU; batches do not depend on how many.
+        part: (r, R): of each source's images in a batch only the r-th of R equal parts: R streams together deliver
+            what one does, but for a GPU's noise.
+        threads: of DALI and for ZCA, on a CPU; batches depend on how many by ZCA's rounding at most.
         backend: see ``pipelines.graph``; None for the device's.
 
     Iterating yields Examples: (batch / R, C, H, W) and labels, or with views (6·batch / R, C, H, W), image by image,
@@ -84,10 +95,7 @@ class Stream:
                  backend: str | None = None):
         device, shape = with_index(device), sources[0].image_shape
         backend = backend or {"cpu": "numba", "cuda": "dali"}[device.type]
-        if options.batch % (len(sources) * part[1]) or (len(sources) > 1 and not options.views):
-            raise ValueError(f"batches of {options.batch} from {len(sources)} sources in {part[1]} parts")
-        if options.views and shape[0] != shape[1]:
-            raise ValueError(f"images of {shape[0]}×{shape[1]}: rotated views need square ones")
+        check_sources(sources, options, part[1])
         window_images = options.window_images or default_window_images(shape, device)
         blocks = options.block_images or default_block_images(window_images)
         orders = [Order(len(source), window_images, blocks, seed_from(seed, stream_id, number))
@@ -104,32 +112,35 @@ class Stream:
         self._labels = None if options.views else sources[0].labels.astype(np.int64)
         self._graph = Graph(Recipe(shape, on_device, options.views, options.flip, options.noise, steps=steps,
                                    images=self._chosen.size), device, backend, threads)
-        self._superbatches = Prefetcher(self._make, AHEAD[device.type], device)
-        self._device, self._step = device, 0
+        self._superbatches, self._device, self._step = Prefetcher(self._make, AHEAD[device.type], device), device, 0
 
     def __iter__(self) -> "Stream":
         return self
 
     def __next__(self) -> Examples:
-        superbatch, inside = self.wait(), self._step % self.options.steps_per_superbatch
+        examples = self.peek()
+        self.advance()
+        return examples
+
+    def peek(self) -> Examples:
+        """Wait for the next batch, without going on. Safe to call again after KeyboardInterrupt."""
+        superbatch = self._superbatches.get(self._step // self.options.steps_per_superbatch)
         if superbatch.ready is not None:
             reader = torch.cuda.current_stream(self._device)
             reader.wait_event(superbatch.ready)
             superbatch.images.record_stream(reader)
             superbatch.labels.record_stream(reader)
-        size = len(superbatch.images) // self.options.steps_per_superbatch
-        step = slice(inside * size, (inside + 1) * size)
-        examples = Examples(superbatch.images[step], superbatch.labels[step])
+        inside = self._step % self.options.steps_per_superbatch
+        return Examples(*(values.unflatten(0, (self.options.steps_per_superbatch, -1))[inside]
+                          for values in (superbatch.images, superbatch.labels)))
+
+    def advance(self) -> None:
+        """Go on to the next step."""
         self._step += 1
-        return examples
 
     def start(self) -> None:
         """Have the next batch made, or in the making."""
         self._superbatches.start(self._step // self.options.steps_per_superbatch)
-
-    def wait(self) -> Superbatch:
-        """Wait for the superbatch of the next batch. Safe to call again after KeyboardInterrupt."""
-        return self._superbatches.get(self._step // self.options.steps_per_superbatch)
 
     def state_dict(self) -> dict:
         """Where the stream is, and what it is: numbers and strings."""
@@ -138,6 +149,7 @@ class Stream:
     def load_state_dict(self, state: dict) -> None:
         """Go on where ``state`` was taken. Raises ValueError where it belongs to another stream."""
         self.check(state)
+        self._superbatches.forget()  # a caller may have written into them
         self._step = state["step"]
 
     def check(self, state: dict) -> None:

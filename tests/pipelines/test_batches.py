@@ -289,6 +289,20 @@ def test_the_parts_of_a_batch_together_are_the_batch(toy, tmp_path, parts, backe
             one.close()
 
 
+@pytest.mark.parametrize("backend", ["numba", "dali"])
+def test_the_parts_of_a_batch_have_noise_of_their_own(toy, backend):
+    def noise(part: int) -> torch.Tensor:
+        plain, noisy = (Stream([toy[0]], prepare("gcn", [toy[0]]), StreamOptions(
+            24, views=False, flip=False, noise=deviation, window_images=32), seed=4, stream_id=LABELED_STREAM,
+            device=torch.device("cpu"), part=(part, 2), backend=backend) for deviation in (0, 0.15))
+        found = torch.cat([next(noisy).images - next(plain).images for _ in range(8)])
+        plain.close()
+        noisy.close()
+        return found.flatten(1)
+    rows = torch.cat([noise(0), noise(1)])
+    assert (torch.corrcoef(rows) - torch.eye(len(rows))).abs().max() < 6 / rows.shape[1] ** 0.5
+
+
 def test_parts_that_do_not_divide_a_batch(toy):
     with pytest.raises(ValueError, match="batches of 12 from 2 sources in 4 parts"):
         Stream([toy[0], toy[0]], prepare("gcn", [toy[0]]), StreamOptions(12, views=True, flip=False), seed=0,

@@ -107,6 +107,18 @@ def test_two_sources_resume_to_the_bit(small_set, tmp_path, steps):
         feed.close()
 
 
+def test_images_of_another_shape_than_the_preprocessing_or_each_other_are_refused(small_set, tmp_path):
+    """The kernel would read beyond what it was given."""
+    other = write_set(tmp_path / "other", random_images(20, 12))
+    for sources, preprocess, message in (([small_set], Preprocess("gcn", (32, 32, 3)), "preprocessing of"),
+                                         ([small_set, other], PREPROCESS, "in one stream")):
+        with pytest.raises(ValueError, match=message):
+            Stream(sources, preprocess, StreamOptions(10, views=True, flip=False), seed=1, stream_id=UNLABELED,
+                   device=torch.device("cpu"))
+    with pytest.raises(ValueError, match="preprocessing of"):
+        next(iter(EvaluationLoader(small_set, Preprocess("gcn", (8, 8, 1)), flip=True)))
+
+
 def test_batches_that_do_not_divide_among_the_sources(small_set):
     with pytest.raises(ValueError, match="batches of 5 from 2 sources"):
         Stream([small_set, small_set], PREPROCESS, StreamOptions(5, views=True, flip=False), seed=1,

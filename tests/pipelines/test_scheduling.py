@@ -2,6 +2,7 @@
 
 import os
 import signal
+import sys
 import threading
 import weakref
 
@@ -199,6 +200,63 @@ def test_an_interrupted_loader_keeps_its_pairs(small_set):
         for ours, expected in zip(next(loader), next(other), strict=True):
             assert same([ours], [expected])
     loader.close()
+    other.close()
+
+
+def test_an_interrupt_at_any_line_keeps_the_pairs(small_set):
+    """Before either stream has gone on the same pair is delivered again; after that, at worst, none of a pair is."""
+    loader, other = (SemiSupervisedLoader(small_set, [small_set], PREPROCESS, batch_unlabeled=4) for _ in range(2))
+    expected = [[part.clone() for examples in next(other) for part in examples] for _ in range(60)]
+    lines, finished = 0, 0
+
+    def interrupt_at(number: int):
+        seen = 0
+
+        def trace(frame, event, argument):
+            nonlocal seen
+            if "pipelines/" not in frame.f_code.co_filename or frame.f_code.co_name == "advance":
+                return None if event == "call" else trace
+            if event == "line":
+                seen += 1
+                if seen == number:
+                    raise KeyboardInterrupt
+            return trace
+        return trace
+    for number in range(1, 50):
+        try:
+            sys.settrace(interrupt_at(number))
+            batch = next(loader)
+        except KeyboardInterrupt:
+            sys.settrace(None)
+            lines += 1
+            state = loader.state_dict()
+            steps = {state["labeled"]["step"], state["unlabeled"]["step"]}
+            if len(steps) == 1 and steps != {finished}:
+                finished += 1  # interrupted on its way out, after both went on
+            assert abs(state["labeled"]["step"] - state["unlabeled"]["step"]) <= 1
+            if len(steps) == 2:  # between the two, which is one line
+                loader.load_state_dict({name: {**one, "step": finished} for name, one in state.items()})
+            continue
+        finally:
+            sys.settrace(None)
+        found = [part for examples in batch for part in examples]
+        assert same([found], [expected[finished]])
+        finished += 1
+    assert lines > 10
+    assert same([[part for examples in next(loader) for part in examples]], [expected[finished]])
+    loader.close()
+    other.close()
+
+
+def test_what_a_caller_wrote_into_is_made_anew(small_set):
+    one, other = stream(small_set), stream(small_set)
+    state = one.state_dict()
+    batch = next(one)
+    batch.images.zero_()
+    batch.labels.fill_(9)
+    one.load_state_dict(state)
+    assert same(take(one, 2), take(other, 2))
+    one.close()
     other.close()
 
 
