@@ -43,10 +43,9 @@ def gcn(images: torch.Tensor) -> torch.Tensor:
         float32 (n, H·W·C), of ``gcn_norm``; images of one value become zeros.
     """
     flat = images.flatten(1).to(torch.float32, copy=True)
-    of_one_value = flat.amin(dim=1, keepdim=True) == flat.amax(dim=1, keepdim=True)  # rounding would leave something
     flat.sub_((flat.sum(dim=1, keepdim=True, dtype=torch.float64) / flat.shape[1]).to(torch.float32))
     norm = torch.linalg.vector_norm(flat, dim=1, keepdim=True)
-    return flat.mul_((gcn_norm(flat.shape[1]) / norm).masked_fill_(of_one_value, 0))
+    return flat.mul_((gcn_norm(flat.shape[1]) / norm).masked_fill_(norm == 0, 0))  # of one value: its mean is exact
 
 
 def gcn_norm(values: int) -> float:
