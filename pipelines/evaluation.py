@@ -7,7 +7,7 @@ import numpy as np
 import torch
 
 from pipelines.batch import NOISE, Examples
-from pipelines.graph import Graph, Recipe
+from pipelines.graph import Graph, Recipe, default_backend
 from pipelines.sampling import evaluation_draws
 from pipelines.shards import ShardSet, Subset
 from pipelines.stream import with_index
@@ -42,7 +42,7 @@ class EvaluationLoader:
         self._source, self._preprocess, self._seed = source, preprocess.to(self._device), seed
         self._labels = torch.from_numpy(source.labels.astype(np.int64))
         self._flip, self._noise, self._threads = flip, noise, threads
-        self._backend = backend or {"cpu": "numba", "cuda": "dali"}[self._device.type]
+        self._backend = backend or default_backend(self._device)
         self.views = 8 if flip else 4
         self._images = max(1, min(BATCH_IMAGES, BATCH_BYTES // (4 * self.views * math.prod(source.image_shape))))
 

@@ -18,11 +18,16 @@ from nvidia.dali import Pipeline, fn, types
 from nvidia.dali.data_node import DataNode
 
 from pipelines.batch import VIEWS
-from pipelines.sampling import MAX_SHIFT, Draws
+from pipelines.sampling import MAX_SHIFT, QUANTILES, Draws
 from pipelines.whitening import Preprocess
 from pipelines.windows import upload
 
 DALI_SAMPLES = 64  # at most, for views on a GPU: for more small ones DALI's transpose launches a grid of no blocks
+
+
+def default_backend(device: torch.device) -> str:
+    """The backend that suits a device."""
+    return {"cpu": "numba", "cuda": "dali"}[device.type]
 
 
 class Recipe(NamedTuple):
@@ -71,8 +76,8 @@ class Graph:
             batch_size=recipe.images if backend == "numba" else recipe.steps, num_threads=threads,
             device_id=device.index if device.type == "cuda" else None, prefetch_queue_depth=1)
         with self._pipeline:
-            self._pipeline.set_outputs((numba_graph if backend == "numba" else dali_graph)(
-                recipe, "cpu" if device.type == "cpu" else "gpu"))
+            self._pipeline.set_outputs(numba_graph(recipe) if backend == "numba" else
+                                       dali_graph(recipe, "cpu" if device.type == "cpu" else "gpu"))
 
     def __call__(self, pixels: torch.Tensor, draws: Draws) -> torch.Tensor:
         """The images made of ``pixels``: float32 (n, 1 or VIEWS, H, W, C), the caller's to keep.
@@ -122,7 +127,7 @@ class Graph:
         return inputs
 
 
-def numba_graph(recipe: Recipe, device: str) -> DataNode:
+def numba_graph(recipe: Recipe) -> DataNode:
     """One operator, for a CPU; a sample is an image."""
     from nvidia.dali.plugin.numba import NumbaFunction  # these take a while, and a GPU does not need them
 
@@ -195,7 +200,7 @@ def six_views(images: DataNode) -> DataNode:
 @cache
 def quantiles(deviation: float) -> np.ndarray:
     """65,536 equally likely values of Gaussian noise, float32: at most 4.3 deviations, and scaled to have that one."""
-    values = torch.special.ndtri((torch.arange(2**16, dtype=torch.float64) + 0.5) / 2**16)
+    values = torch.special.ndtri((torch.arange(QUANTILES, dtype=torch.float64) + 0.5) / QUANTILES)
     return (values * (deviation / values.square().mean().sqrt())).to(torch.float32).numpy()
 
 

@@ -17,15 +17,14 @@ import numpy as np
 from numba import carray, types
 from numba.core import cgutils
 
-from pipelines.sampling import GAMMA, MAX_SHIFT, NOISE_A_WORD
+from pipelines.sampling import GAMMA, MAX_SHIFT, NOISE_A_WORD, QUANTILES
 
 ROW, COLUMN, FLIP, NOISY, NOISE_KEY, DRAWS = range(6)  # columns of an image's draws, and their number
-QUANTILES = 2**16
 contrast = augment = DTYPE = None  # in the functions below: what ``compiled`` gives them for each type of image
 IMAGE = {"uint8": types.uint8, "float32": types.float32}
 C_FUNCTION = types.void(*[types.uint64] * 3, types.int32, *[types.uint64] * 3, types.int32)
 C_SETUP = types.void(types.uint64, types.uint64, types.int32, types.uint64, types.uint64, types.int32, types.int32)
-FROZEN = repr((GAMMA, MAX_SHIFT, NOISE_A_WORD, numba.__version__)).encode()  # in what is compiled
+FROZEN = repr((GAMMA, MAX_SHIFT, NOISE_A_WORD, QUANTILES, numba.__version__)).encode()  # in what is compiled
 VERSION = hashlib.sha256(Path(__file__).read_bytes() + FROZEN).hexdigest()[:12]
 
 

@@ -5,6 +5,7 @@ computed without the ones before it, and no permutation of the images is ever he
 images are permuted by a keyed bijection, evaluated only for the blocks asked for.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -17,6 +18,7 @@ AUGMENTATION, DALI_NOISE, CPU_NOISE = range(2, 5)  # what a random number is for
 STATE_WORDS = 7  # of DALI's random generator
 GAMMA = np.uint64(0x9E3779B97F4A7C15)  # SplitMix64's step
 NOISE_A_WORD = 4  # values of noise from one 64-bit number of SplitMix64
+QUANTILES = 2**16  # equally likely values of noise: one for each 16 bits of that number
 
 
 def generator(*key: int) -> np.random.Generator:
@@ -111,10 +113,10 @@ class Order:
         firsts = np.flatnonzero(np.diff(numbers, prepend=-1))
         return list(zip(numbers[firsts].tolist(), np.split(inside - start, firsts[1:]), strict=True))
 
-    def indices(self, positions: np.ndarray) -> np.ndarray:
-        """Which images are at ascending stream positions, int64 (n,) both."""
-        return np.concatenate([indices[permutation[places]] for indices, permutation, places in
-                               ((*self.window(number), places) for number, places in self.parts(positions))])
+    def indices(self, positions: np.ndarray, window: Callable | None = None) -> np.ndarray:
+        """Which images are at ascending stream positions, int64 (n,) both; ``window``: ``self.window``, cached."""
+        parts = [(*(window or self.window)(number), places) for number, places in self.parts(positions)]
+        return np.concatenate([indices[permutation[places]] for indices, permutation, places in parts])
 
     def window(self, number: int) -> tuple[np.ndarray, np.ndarray]:
         """What a window holds and how it is delivered, both int64 (n,).

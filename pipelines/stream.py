@@ -26,7 +26,7 @@ import numpy as np
 import torch
 
 from pipelines.batch import VIEWS, Examples, StreamOptions
-from pipelines.graph import Graph, Recipe
+from pipelines.graph import Graph, Recipe, default_backend
 from pipelines.prefetch import Prefetcher
 from pipelines.sampling import Order, seed_from, training_draws
 from pipelines.shards import ShardSet, Subset
@@ -94,7 +94,7 @@ class Stream:
                  seed: int, stream_id: int, device: torch.device, part: tuple[int, int] = (0, 1), threads: int = 1,
                  backend: str | None = None):
         device, shape = with_index(device), sources[0].image_shape
-        backend = backend or {"cpu": "numba", "cuda": "dali"}[device.type]
+        backend = backend or default_backend(device)
         check_sources(sources, options, part[1])
         window_images = options.window_images or default_window_images(shape, device)
         blocks = options.block_images or default_block_images(window_images)

@@ -16,7 +16,7 @@ from pipelines.sampling import MAX_SHIFT, Order
 from pipelines.shards import ImageSource
 from pipelines.whitening import Preprocess
 
-BLOCK_IMAGES, WINDOW_BLOCKS = 8, 512  # images read at a time at most, and blocks in a window at least
+BLOCK_IMAGES, WINDOW_BLOCKS = 8, 512  # images in a block at most, and blocks in a window at least
 CPU_WINDOW_BYTES = 64 * 2**20
 GPU_WINDOW_BYTES = 2**30
 CACHED_ROWS = 2**17  # of windows' permutations, 16 bytes each
@@ -41,7 +41,7 @@ def images_in(budget: int, image_shape: tuple[int, int, int]) -> int:
 
 
 def default_block_images(window_images: int) -> int:
-    """Consecutive images read at a time: few enough that a window of a sorted set is a mixture of it."""
+    """Consecutive images that stay together in the shuffle: few enough that a window of a sorted set mixes it."""
     return max(1, min(BLOCK_IMAGES, window_images // WINDOW_BLOCKS))
 
 
@@ -128,8 +128,7 @@ class Windows:
 
     def indices(self, positions: np.ndarray) -> np.ndarray:
         """Which images of the source those at stream positions (n,), ascending, are: int64 (n,)."""
-        parts = [(*self._window(number), places) for number, places in self._order.parts(positions)]
-        return np.concatenate([indices[permutation[places]] for indices, permutation, places in parts])
+        return self._order.indices(positions, self._window)
 
     def gather(self, positions: np.ndarray, offsets: np.ndarray) -> torch.Tensor:
         """The images at stream positions (n,), ascending; cropped at ``offsets`` (n, 2) where windows are padded."""
@@ -156,7 +155,7 @@ class Windows:
         self._contents.settle()
 
     def close(self) -> None:
-        """Let go of the windows and of the background thread."""
+        """Release the windows and end the background thread."""
         self._contents.close()
 
     def _load(self, number: int) -> torch.Tensor:
