@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from pipelines.common.errors import DataError, reason
+from pipelines.common.errors import DataError, damage
 from pipelines.common.files import remove_leftovers, write_atomically
 from pipelines.common.progress import progress_bar
 from pipelines.common.reading import open_regular
@@ -126,23 +126,24 @@ class Preprocess:
     def load(cls, path: Path) -> "Preprocess":
         """Read what ``save`` wrote; raises DataError for anything else."""
         try:
-            with open_regular(path, MAX_FILE_BYTES) as stream, zipfile.ZipFile(stream) as archive:
-                if any(member.compress_type != zipfile.ZIP_STORED for member in archive.infolist()):
-                    raise ValueError("compressed, which takes any amount of memory")
-            with np.load(path, allow_pickle=False) as file:
-                height, width, channels = (int(n) for n in file["image_shape"])
-                kind, shape = str(file["kind"]), (height, width, channels)
-                fitted = {name: torch.from_numpy(file[name]) for name in fitted_shapes(kind, shape)}
-                for name, tensor in fitted.items():
-                    if tensor.dtype != torch.float32:
-                        raise ValueError(f"{name} of {tensor.dtype}")
-                return cls(kind, shape, fitted, dict(json.loads(str(file["fitted_on"]))))
+            with damage(f"{path}: not a whitening file", passes=(FileNotFoundError,)):
+                return cls._read(path)
         except FileNotFoundError:
             raise DataError(f"{path}: missing; it holds the whitening this run was trained with") from None
-        except DataError:
-            raise
-        except Exception as error:  # a damaged zip file may raise anything
-            raise DataError(f"{path}: not a whitening file ({reason(error)})") from None
+
+    @classmethod
+    def _read(cls, path: Path) -> "Preprocess":
+        with open_regular(path, MAX_FILE_BYTES) as stream, zipfile.ZipFile(stream) as archive:
+            if any(member.compress_type != zipfile.ZIP_STORED for member in archive.infolist()):
+                raise ValueError("compressed, which takes any amount of memory")
+        with np.load(path, allow_pickle=False) as file:
+            height, width, channels = (int(n) for n in file["image_shape"])
+            kind, shape = str(file["kind"]), (height, width, channels)
+            fitted = {name: torch.from_numpy(file[name]) for name in fitted_shapes(kind, shape)}
+            for name, tensor in fitted.items():
+                if tensor.dtype != torch.float32:
+                    raise ValueError(f"{name} of {tensor.dtype}")
+            return cls(kind, shape, fitted, dict(json.loads(str(file["fitted_on"]))))
 
 
 def prepare(kind: str, sets: Sequence[ShardSet], device: torch.device | str = "cpu",

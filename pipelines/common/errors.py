@@ -2,7 +2,8 @@
 
 import argparse
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import NoReturn
 
 MAX_MESSAGE = 2000  # characters of an error
@@ -16,11 +17,8 @@ class DataError(Exception):
     """Bad data: a file that is missing, damaged or not what it should be. Exit status 1."""
 
 
-class Stopped(BaseException):
-    """Work was asked to stop by a signal, and did; the message says how to go on. Exit status 128 + ``signal``.
-
-    No Exception, since it may be raised by a signal's handler, anywhere.
-    """
+class Stopped(Exception):
+    """Work was asked to stop by a signal, and did; the message says how to go on. Exit status 128 + ``signal``."""
 
     def __init__(self, message: str, signal: int):
         super().__init__(message)
@@ -90,6 +88,20 @@ def reason(error: Exception) -> str:
     """What a library's exception says, the first line of it, or its kind where it says nothing."""
     line = str(error).strip().partition("\n")[0][:200]
     return line or ("ends early" if isinstance(error, EOFError) else type(error).__name__)
+
+
+@contextmanager
+def damage(message: str, passes: tuple[type[Exception], ...] = ()) -> Iterator[None]:
+    """While inside, whatever a library raises over a damaged file becomes a DataError: ``message`` and the reason.
+
+    DataError and UsageError stay what they are, and so does what ``passes`` names.
+    """
+    try:
+        yield
+    except (DataError, UsageError, *passes):
+        raise
+    except Exception as error:
+        raise DataError(f"{message} ({reason(error)})") from None
 
 
 def positive_int(text: str) -> int:

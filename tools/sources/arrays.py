@@ -12,7 +12,7 @@ from typing import BinaryIO
 import numpy as np
 from PIL import Image
 
-from pipelines.common.errors import DataError, UsageError, reason, shown
+from pipelines.common.errors import DataError, UsageError, damage, shown
 from pipelines.common.reading import open_regular, read_npy_header
 from pipelines.shards.manifest import MAX_CLASSES, MAX_LABELED
 from tools.sources import Batches, Source, Split
@@ -38,10 +38,8 @@ class Array:
 
     def read(self, stream: BinaryIO, size: int) -> bytes:
         """Bytes of what ``open`` gave; DataError where the file is damaged."""
-        try:
+        with damage(f"{self.where}: damaged"):
             return stream.read(size)
-        except Exception as error:  # a damaged zip file may raise anything
-            raise DataError(f"{self.where}: damaged ({reason(error)})") from None
 
 
 def read(path: Path, size: int | None = None) -> Source:
@@ -82,27 +80,30 @@ def read(path: Path, size: int | None = None) -> Source:
 def _find(path: Path) -> dict[str, Array]:
     """The arrays at ``path`` by name, headers read."""
     try:
-        if path.suffix == ".npz":
-            with open_regular(path) as file, zipfile.ZipFile(file) as archive:
-                members = [member for member in archive.infolist() if member.filename.endswith(".npy")]
-
-            def opener(member: zipfile.ZipInfo) -> Callable:
-                @contextmanager
-                def opened():
-                    with open_regular(path) as file, zipfile.ZipFile(file) as archive, archive.open(member) as stream:
-                        yield stream
-                return opened
-            return {member.filename[:-4]: _array(f"{path}:{member.filename}", opener(member), _unpacked(member, path))
-                    for member in members}
-        files = sorted(path.glob("*.npy")) if path.is_dir() else [path]
-        return {file.stem if path.is_dir() else "images":
-                _array(str(file), lambda file=file: open_regular(file), os.path.getsize(file)) for file in files}
+        with damage(f"{path}: not a readable .npz or .npy", passes=(FileNotFoundError,)):
+            return _archived(path) if path.suffix == ".npz" else _filed(path)
     except FileNotFoundError:
         raise DataError(f"{path}: not found; --source is an .npz, an .npy or a folder of .npy files") from None
-    except DataError:
-        raise
-    except Exception as error:  # a damaged zip file may raise anything
-        raise DataError(f"{path}: not a readable .npz or .npy ({reason(error)})") from None
+
+
+def _archived(path: Path) -> dict[str, Array]:
+    with open_regular(path) as file, zipfile.ZipFile(file) as archive:
+        members = [member for member in archive.infolist() if member.filename.endswith(".npy")]
+
+    def opener(member: zipfile.ZipInfo) -> Callable:
+        @contextmanager
+        def opened():
+            with open_regular(path) as file, zipfile.ZipFile(file) as archive, archive.open(member) as stream:
+                yield stream
+        return opened
+    return {member.filename[:-4]: _array(f"{path}:{member.filename}", opener(member), _unpacked(member, path))
+            for member in members}
+
+
+def _filed(path: Path) -> dict[str, Array]:
+    files = sorted(path.glob("*.npy")) if path.is_dir() else [path]
+    return {file.stem if path.is_dir() else "images":
+            _array(str(file), lambda file=file: open_regular(file), os.path.getsize(file)) for file in files}
 
 
 def _unpacked(member: zipfile.ZipInfo, path: Path) -> int:
@@ -118,13 +119,8 @@ def _unpacked(member: zipfile.ZipInfo, path: Path) -> int:
 
 def _array(where: str, opened: Callable, size: int) -> Array:
     """Read an array's header, and compare it with the ``size`` of its file in bytes."""
-    try:
-        with opened() as stream:
-            shape, fortran, dtype, start = read_npy_header(stream)
-    except (DataError, FileNotFoundError):
-        raise
-    except Exception as error:  # a damaged zip file may raise anything
-        raise DataError(f"{where}: not a readable NumPy array ({reason(error)})") from None
+    with damage(f"{where}: not a readable NumPy array", passes=(FileNotFoundError,)), opened() as stream:
+        shape, fortran, dtype, start = read_npy_header(stream)
     if fortran and len(shape) > 1:
         raise DataError(f"{where}: in Fortran order; save it again by np.ascontiguousarray")
     if not dtype.hasobject and dtype.itemsize * math.prod(shape) > size - start:

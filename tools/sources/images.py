@@ -14,7 +14,7 @@ from typing import NamedTuple
 import numpy as np
 from PIL import Image, ImageOps
 
-from pipelines.common.errors import DataError, reason
+from pipelines.common.errors import DataError, damage
 from pipelines.common.reading import open_regular
 from tools.sources import Batches
 
@@ -67,21 +67,17 @@ def load_image(file: Path | bytes, size: int, where: str | None = None) -> np.nd
     Raises DataError naming the file where it cannot be decoded, or before it is where it says it has more than
     ``MAX_PIXELS``.
     """
-    try:
-        with (io.BytesIO(file) if isinstance(file, bytes) else open_regular(file, MAX_FILE_BYTES)) as stream, \
-                Image.open(stream, formats=FORMATS) as image:
-            pixels = image.width * image.height
-            if pixels > MAX_PIXELS:
-                raise DataError(f"{where or file}: an image of {image.width}×{image.height} found, expected at most "
-                                f"{MAX_PIXELS:,} pixels")
-            with LARGE if pixels > MANY_PIXELS else nullcontext():
-                image.draft("RGB", (2 * size, 2 * size))  # lets JPEG decode at a fraction; a no-op elsewhere
-                ImageOps.exif_transpose(image, in_place=True)
-                return to_square(image, size)
-    except DataError:
-        raise
-    except Exception as error:  # a damaged file may have Pillow raise anything
-        raise DataError(f"{where or file}: unreadable image ({reason(error)})") from None
+    with damage(f"{where or file}: unreadable image"), \
+            (io.BytesIO(file) if isinstance(file, bytes) else open_regular(file, MAX_FILE_BYTES)) as stream, \
+            Image.open(stream, formats=FORMATS) as image:
+        pixels = image.width * image.height
+        if pixels > MAX_PIXELS:
+            raise DataError(f"{where or file}: an image of {image.width}×{image.height} found, expected at most "
+                            f"{MAX_PIXELS:,} pixels")
+        with LARGE if pixels > MANY_PIXELS else nullcontext():
+            image.draft("RGB", (2 * size, 2 * size))  # lets JPEG decode at a fraction; a no-op elsewhere
+            ImageOps.exif_transpose(image, in_place=True)
+            return to_square(image, size)
 
 
 def to_square(image: Image.Image, size: int) -> np.ndarray:

@@ -10,7 +10,7 @@ from typing import BinaryIO
 
 import numpy as np
 
-from pipelines.common.errors import DataError, reason, shown
+from pipelines.common.errors import DataError, damage, shown
 
 MAX_FILE_BYTES = 2**28  # the largest real one, CIFAR-100's training file, has 155 MB
 MAX_STEPS = 2**21  # opcodes of a pickle; the index of Tiny Images has 0.5 million. A step can take 100 bytes
@@ -192,10 +192,8 @@ def load_dict(where: str, stream: BinaryIO, kind: str) -> dict:
         raise DataError(f"{where}: {size:,} bytes found, which no {kind} pickle has")
     stream.seek(0)
     content = stream.read(size)  # to ask for more than there is would have so much memory made ready
-    try:
+    with damage(f"{where}: not a readable {kind} pickle"):
         content = PlainUnpickler(content).load()
-    except Exception as error:  # a damaged pickle may raise anything
-        raise DataError(f"{where}: not a readable {kind} pickle ({reason(error)})") from None
     if not isinstance(content, dict):
         raise DataError(f"{where}: a pickled {type(content).__name__} found, a dictionary expected")
     return {as_text(key): value.pixels if isinstance(value, Array) else value for key, value in content.items()}

@@ -5,7 +5,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from pipelines.common.errors import DataError, reason, shown
+from pipelines.common.errors import DataError, damage, shown
 from pipelines.common.reading import open_regular
 
 MAX_EXTENSION_BYTES = 2**14  # of a header's extension (a long name, pax records), which tarfile reads whole
@@ -39,13 +39,9 @@ class Header(tarfile.TarInfo):
 @contextmanager
 def opened(path: Path) -> Iterator[tarfile.TarFile]:
     """Open a tar, compressed or not; DataError naming it for whatever is wrong with it, also while it is read."""
-    try:
-        with open_regular(path) as file, tarfile.open(fileobj=file, tarinfo=Header) as archive:
-            yield archive
-    except DataError:
-        raise
-    except Exception as error:  # a damaged archive may have tarfile raise anything
-        raise DataError(f"{path}: not a readable tar archive ({reason(error)})") from None
+    with damage(f"{path}: not a readable tar archive"), open_regular(path) as file, \
+            tarfile.open(fileobj=file, tarinfo=Header) as archive:
+        yield archive
 
 
 def members(archive: tarfile.TarFile, path: Path) -> Iterator[tarfile.TarInfo]:
