@@ -12,7 +12,8 @@ import torch
 from benchmarks.device_setup import RESULTS, Report, Setup, shown
 from pipelines.common import errors
 from pipelines.common.errors import Parser, UsageError
-from sesemi.config import Config, parse_device
+from sesemi.config import Config
+from sesemi.device import parse_device
 
 # By name: the module that has a function of that name, and what it does. A module is imported when its stage is run, so
 # that env and random need no DALI.

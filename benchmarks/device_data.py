@@ -9,7 +9,9 @@ from pipelines import whitening
 from pipelines.common.errors import DataError
 from pipelines.shards import ShardSet
 from pipelines.shards.writer import ShardWriter
+from sesemi.resolve import open_sets
 from sesemi.runlog import RunFolder
+from sesemi.saved import load_config, saved_fingerprints
 
 CLASSES = tuple("abcdefghij")
 
@@ -46,12 +48,10 @@ def random(setup: Setup, report: Report) -> None:
 
 def whiten(setup: Setup, report: Report, run: str) -> None:
     """Fit a run's whitening anew, on the images that it began with: where its other files alone came along."""
-    from sesemi.experiment import load_config, saved_fingerprints  # needs DALI
     folder = RunFolder(run)
     config, saved = load_config(folder, str(setup.device)), saved_fingerprints(folder)
-    sets = {"train": ShardSet(config.train_path)}
-    if config.extra is not None:
-        sets["extra"] = ShardSet(config.extra_path)
+    sets = open_sets(config)
+    del sets["test"]
     for name, shard_set in sets.items():
         if saved.get(name) != shard_set.fingerprint:
             raise DataError(f"{shard_set.path}: not the shards that {folder.path} began with")

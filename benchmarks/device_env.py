@@ -8,7 +8,7 @@ import torch
 
 from benchmarks.device_setup import Report, Setup, pace, seconds_of
 from benchmarks.measure import machine
-from sesemi.config import cpu_cores
+from sesemi.device import cpu_cores
 from sesemi.runlog import versions
 
 QUERY = "name,driver_version,memory.total,clocks.sm,pstate"

@@ -185,7 +185,7 @@ def _training(checked: Checked, precision: str, cuda_graph: bool) -> None:
     losses = list(_class_losses(trainer, batch, 5 if setup.dry else 60))
     name = f"{precision}, CUDA graph" if cuda_graph else precision
     checked.report.note(f"{name}: class loss at first, at last", [round(losses[0], 3), round(losses[-1], 3)],
-                        _finite(trainer.model.state_dict()) and losses[-1] < losses[0])
+                        _finite(trainer.task.state_dict()) and losses[-1] < losses[0])
 
 
 def _overflow(checked: Checked) -> None:
@@ -196,7 +196,7 @@ def _overflow(checked: Checked) -> None:
     for _ in range(4 if setup.dry else 45):
         trainer.train_step(batch)
     momentum = {number: state["momentum_buffer"] for number, state in enumerate(trainer.optimizer.state.values())}
-    sound = [_finite(trainer.model.state_dict()), _finite(momentum)]
+    sound = [_finite(trainer.task.state_dict()), _finite(momentum)]
     checked.report.note("fp16 whose first steps overflow: weights and momentum stay finite", sound, all(sound))
 
 
@@ -205,12 +205,11 @@ def _going_on(checked: Checked) -> None:
     device = checked.setup.device
 
     def begin() -> tuple[Trainer, SemiSupervisedLoader]:
-        return new_trainer(checked.setup, "wrn-10-1", base_lr=0.05), open_loader(checked.setup)
+        return new_trainer(checked.setup, "wrn-10-1", base_lr=0.05, ema=0.99), open_loader(checked.setup)
 
     def train(trainer: Trainer, loader: SemiSupervisedLoader) -> None:
         for _ in range(GONE_ON):
             trainer.train_step(next(loader))
-            trainer.step += 1
     trainer, loader = begin()
     other, other_loader = begin()
     with closing(loader), closing(other_loader), tempfile.TemporaryDirectory() as folder:
@@ -224,7 +223,9 @@ def _going_on(checked: Checked) -> None:
         other_loader.load_state_dict(state["loader"])
         checkpoint.restore_random_state(state["random"], device)
         train(other, other_loader)
-    pairs = zip(trainer.model.state_dict().values(), other.model.state_dict().values(), strict=True)
+    states = ([value for task in one.evaluated().values() for value in task.state_dict().values()]
+              for one in (trainer, other))
+    pairs = zip(*states, strict=True)
     worst = _largest(((one - two).abs().max() / one.abs().max().clamp(min=1e-6)).item() for one, two in pairs)
     checked.report.note(f"after a checkpoint, {GONE_ON} steps: largest relative difference of weights (0 if "
                         f"convolutions are deterministic)", worst, worst < LARGEST_DRIFT)
@@ -252,6 +253,6 @@ def _class_losses(trainer: Trainer, batch: Batch, steps: int) -> Iterator[float]
     before = 0.0
     for _ in range(steps):
         trainer.train_step(batch)
-        total = trainer.state_dict()["sums"][0].item()
+        total = trainer.state_dict()["sums"]["class_loss"].item()
         yield total - before
         before = total

@@ -14,7 +14,7 @@ from pipelines.sampling import LABELED, UNLABELED
 from pipelines.shards import ShardSet
 from pipelines.stream import Stream
 from pipelines.whitening import Preprocess
-from sesemi.config import default_precision
+from sesemi.device import default_precision
 from sesemi.trainer import Trainer
 
 STREAMS = {"labeled": LABELED, "unlabeled": UNLABELED}
@@ -43,11 +43,12 @@ def open_loader(setup: Setup, size: int | None = None) -> SemiSupervisedLoader:
 
 
 def new_trainer(setup: Setup, network: str, *, precision: str | None = None, cuda_graph: bool = False,
-                settle: Callable[[], object] = lambda: None, base_lr: float = 0.01) -> Trainer:
+                settle: Callable[[], object] = lambda: None, base_lr: float = 0.01, fused: bool = False,
+                ema: float | None = None) -> Trainer:
     """The product's trainer, at the precision that suits the device or another; the same weights every time."""
     torch.manual_seed(0)
     return build_trainer(network, CLASSES, precision or default_precision(setup.device), setup.device, cuda_graph,
-                         settle, base_lr)
+                         settle, base_lr, fused, ema)
 
 
 def fixed_batch(setup: Setup, size: int = 32) -> Batch:

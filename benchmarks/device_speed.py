@@ -16,8 +16,9 @@ from benchmarks.step import ONE_CONVOLUTION
 from pipelines import whitening
 from pipelines.batch import Batch
 from pipelines.common.errors import UsageError
-from sesemi.experiment import check_compiler
-from sesemi.model import SesemiModel
+from sesemi.device import check_compiler
+from sesemi.networks import build_trunk
+from sesemi.task import SesemiTask
 
 SIZES = (16, 64, 256)  # unlabeled images a step
 ALONE = (("labeled stream alone", "labeled", {}), ("without flips", "labeled", {"flip": False}),
@@ -80,18 +81,18 @@ def _plain(setup: Setup, report: Report, network: str, name: str, tf32: bool) ->
     before = torch.backends.cudnn.benchmark, torch.backends.cudnn.allow_tf32
     torch.backends.cudnn.benchmark, torch.backends.cudnn.allow_tf32 = False, tf32
     try:
-        model = SesemiModel(network, CLASSES).to(setup.device)
-        _timed(setup, report, f"{network}, plain float32 loop, {name}", _plain_step(model, fixed_batch(setup)))
+        task = SesemiTask(build_trunk(network), CLASSES).to(setup.device)
+        _timed(setup, report, f"{network}, plain float32 loop, {name}", _plain_step(task, fixed_batch(setup)))
     finally:
         torch.backends.cudnn.benchmark, torch.backends.cudnn.allow_tf32 = before
 
 
-def _plain_step(model: SesemiModel, batch: Batch) -> Callable[[], None]:
-    optimizer = torch.optim.SGD(model.parameters(), lr=0.01, momentum=0.9, nesterov=True, weight_decay=1e-3)
+def _plain_step(task: SesemiTask, batch: Batch) -> Callable[[], None]:
+    optimizer = torch.optim.SGD(task.parameters(), lr=0.01, momentum=0.9, nesterov=True, weight_decay=1e-3)
     images, views = (part.images.contiguous(memory_format=torch.contiguous_format) for part in batch)
 
     def step() -> None:
-        class_logits, proxy_logits = model(images, views)
+        class_logits, proxy_logits = task.logits(images, views)
         loss = F.cross_entropy(class_logits, batch.labeled.labels) + \
             F.cross_entropy(proxy_logits, batch.unlabeled.labels)
         optimizer.zero_grad()
@@ -101,21 +102,23 @@ def _plain_step(model: SesemiModel, batch: Batch) -> Callable[[], None]:
 
 
 def compiled(setup: Setup, report: Report) -> None:
-    """The step with its trunk compiled, eager and as a CUDA graph; and how long that takes to begin."""
+    """The compiled step, eager and as a CUDA graph, in one pass and in two; and how long that takes to begin."""
     try:
         check_compiler(setup.device)
     except UsageError as error:
         report.note("no compiler", str(error))
         return
     for network in setup.networks or ((ONE_CONVOLUTION,) if setup.dry else ("convnet",)):
-        for name, cuda_graph in (("compiled", False), ("compiled, CUDA graph", True)):
-            report.attempt(f"{network} {name}", _compiled, setup, report, f"{network}, {name}", network, cuda_graph)
+        for name, cuda_graph, fused in (("compiled", False, True), ("compiled, CUDA graph", True, True),
+                                        ("compiled, CUDA graph, a pass for each branch", True, False)):
+            report.attempt(f"{network} {name}", _compiled, setup, report, f"{network}, {name}", network, cuda_graph,
+                           fused)
 
 
-def _compiled(setup: Setup, report: Report, name: str, network: str, cuda_graph: bool) -> None:
+def _compiled(setup: Setup, report: Report, name: str, network: str, cuda_graph: bool, fused: bool) -> None:
     torch.compiler.reset()  # it compiles one function so many times only
-    trainer, batch = new_trainer(setup, network, cuda_graph=cuda_graph), fixed_batch(setup)
-    trainer.model.compile_trunk()
+    trainer, batch = new_trainer(setup, network, cuda_graph=cuda_graph, fused=fused), fixed_batch(setup)
+    trainer.compile()
     start = time.perf_counter()
     trainer.train_step(batch)
     synchronize(setup.device)

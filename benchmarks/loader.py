@@ -23,7 +23,7 @@ from pipelines.common.progress import progress_bar
 from pipelines.loader import SemiSupervisedLoader
 from pipelines.shards import ShardSet
 from pipelines.shards.writer import ShardWriter
-from sesemi.config import cpu_cores, parse_device
+from sesemi.device import cpu_cores, parse_device
 
 EXAMPLE = """example:
   python -m tools.prepare cifar10 --source cifar-10-python.tar.gz

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import torch
 
-from sesemi.config import device_name
+from sesemi.device import device_name
 from sesemi.runlog import versions
 
 

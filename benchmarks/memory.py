@@ -23,7 +23,7 @@ from pipelines.sampling import class_balanced_subset
 from pipelines.shards import ShardSet, Subset
 from pipelines.shards.writer import ShardWriter
 from pipelines.whitening import Preprocess
-from sesemi.config import cpu_cores, parse_device
+from sesemi.device import cpu_cores, parse_device
 
 EXAMPLE = """examples:
   python -m benchmarks.memory --gpu none

@@ -22,9 +22,10 @@ from pipelines.common import errors
 from pipelines.common.errors import Parser
 from pipelines.loader import SemiSupervisedLoader
 from pipelines.shards import ShardSet
-from sesemi.config import PRECISIONS, cpu_cores, default_precision, parse_device
-from sesemi.experiment import check_compiler
-from sesemi.model import SesemiModel
+from sesemi.config import PRECISIONS
+from sesemi.device import DTYPES, check_compiler, cpu_cores, default_precision, parse_device
+from sesemi.networks import build_trunk
+from sesemi.task import SesemiTask
 from sesemi.trainer import Trainer
 
 EXAMPLE = """example:
@@ -97,7 +98,8 @@ def measure(network: str, loader: SemiSupervisedLoader, task: Task | None, num_c
 
     The steps take turns on one trainer; time waiting is the share of the fed turns that ``next(loader)`` took.
     """
-    trainer = build_trainer(network, num_classes, precision, device, options.cuda_graph, loader.settle)
+    trainer = build_trainer(network, num_classes, precision, device, options.cuda_graph, loader.settle,
+                            fused=options.compile and device.type == "cuda")
     unit = loader.steps_per_superbatch  # whole ones a turn, or one would end before what it has asked for is made
     batches = [next(loader) for _ in range(unit)]  # one run's, whose memory the first would keep anyway
     fixed = batches[0]
@@ -105,7 +107,7 @@ def measure(network: str, loader: SemiSupervisedLoader, task: Task | None, num_c
         trainer.train_step(fixed)
     flops = counter.get_total_flops()
     if options.compile:  # not before: beside the counter nothing is compiled
-        trainer.model.compile_trunk()
+        trainer.compile()
     steps = {"fed": partial(_fed_step, trainer, loader), "fixed": partial(trainer.train_step, fixed)}
     feeds = {"in_ram": rivals.in_ram(task)} if task is not None else {}
     if options.ready:
@@ -135,14 +137,13 @@ def _fed_step(trainer: Trainer, loader: Iterator[Batch]) -> None:
 
 
 def build_trainer(network: str, num_classes: int, precision: str, device: torch.device, cuda_graph: bool,
-                  settle: Callable[[], object], base_lr: float = 0.01) -> Trainer:
+                  settle: Callable[[], object], base_lr: float = 0.01, fused: bool = False,
+                  ema: float | None = None) -> Trainer:
     """The product's trainer, around a network or around the least one there can be."""
-    model = SesemiModel("wrn-10-1" if network == ONE_CONVOLUTION else network, num_classes)
-    if network == ONE_CONVOLUTION:
-        model.trunk = nn.Conv2d(3, model.trunk.out_channels, 3, padding=1)
-    model = model.to(device, memory_format=torch.channels_last)
-    return Trainer(model, steps=STEPS, base_lr=base_lr, dtype=PRECISIONS[precision], cuda_graph=cuda_graph,
-                   settle=settle, log_every=STEPS)
+    trunk = nn.Conv2d(3, 64, 3, padding=1) if network == ONE_CONVOLUTION else build_trunk(network)
+    task = SesemiTask(trunk, num_classes, fused=fused).to(device, memory_format=torch.channels_last)
+    return Trainer(task, steps=STEPS, base_lr=base_lr, dtype=DTYPES[precision], ema=ema, cuda_graph=cuda_graph,
+                   settle=settle)
 
 
 if __name__ == "__main__":

@@ -1,9 +1,12 @@
-"""What a training batch is, and which options fix a stream's batches. Needs no DALI."""
+"""What a training batch is, and which options fix a stream's batches. Needs no DALI, and no PyTorch."""
+
+from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
-import torch
+if TYPE_CHECKING:
+    import torch
 
 VIEWS = 6  # rotations counter-clockwise by 0, 90, 180, 270 degrees (labels 0 to 3), left-right (4), up-down (5)
 NOISE = 0.15  # standard deviation of the Gaussian noise, in whitened units

@@ -4,15 +4,17 @@ import os
 import shutil
 import sys
 import zipfile
+from collections.abc import Callable
 from contextlib import contextmanager
 from pathlib import Path
+from typing import BinaryIO
 
 import torch
 
-from pipelines.common.errors import DataError, reason
+from pipelines.common.errors import DataError, damage, reason
 from pipelines.common.files import write_atomically
 
-VERSION = 3  # in 1, some convolutions had biases; before 3, streams saved the state of DALI's noise
+VERSION = 4  # 1: some convolutions had biases; 2: streams saved DALI's noise; 3: no average, other names
 
 
 def save(path: Path, state: dict, keep: int = 1, before: int | None = None) -> None:
@@ -33,11 +35,43 @@ def save(path: Path, state: dict, keep: int = 1, before: int | None = None) -> N
         except OSError:  # a file system without links
             with open(path, "rb") as newest:
                 write_atomically(earlier, lambda file: shutil.copyfileobj(newest, file))
-    write_atomically(path, lambda file: torch.save({"version": VERSION, **state}, file))
+    write_atomically(path, lambda file: _write({"version": VERSION, **state}, file))
     found = kept(path)
     sound = [one for one in found if before is None or int(one.stem[-9:]) <= before]
     for old in set(found) - set(sound[:keep - 1]):
         old.unlink()
+
+
+class _Watched:
+    """A file for torch.save, which keeps the error of a write that failed: PyTorch raises one of its own over it."""
+
+    def __init__(self, file: BinaryIO):
+        self._file = file
+        self.error: OSError | None = None
+
+    def write(self, data: bytes) -> int:
+        return self._watch(self._file.write, data)
+
+    def flush(self) -> None:
+        self._watch(self._file.flush)
+
+    def _watch(self, act: Callable, *arguments: object) -> object:
+        try:
+            return act(*arguments)
+        except OSError as error:
+            self.error = error
+            raise
+
+
+def _write(state: dict, file: BinaryIO) -> None:
+    watched = _Watched(file)
+    try:
+        torch.save(state, watched)
+    except RuntimeError:
+        if watched.error is None:
+            raise
+    if watched.error is not None:
+        raise watched.error from None
 
 
 def kept(path: Path) -> list[Path]:
@@ -66,16 +100,13 @@ def load(path: Path, device: torch.device) -> dict:
     Where it is not the file that fails, but memory or the disk, that is raised: another checkpoint would not help.
     """
     try:
-        with zipfile.ZipFile(path) as archive:  # PyTorch does not look at the checksums
-            if damaged := archive.testzip():
-                raise ValueError(f"wrong checksum of {damaged}")
-        state = torch.load(path, map_location=device, weights_only=True)
+        with damage(f"{path}: not a readable checkpoint", passes=(MemoryError, torch.OutOfMemoryError, OSError)):
+            with zipfile.ZipFile(path) as archive:  # PyTorch does not look at the checksums
+                if damaged := archive.testzip():
+                    raise ValueError(f"wrong checksum of {damaged}")
+            state = torch.load(path, map_location=device, weights_only=True)
     except FileNotFoundError:
         raise DataError(f"{path}: no checkpoint here; has the run started, and reached its first checkpoint?") from None
-    except (MemoryError, torch.OutOfMemoryError, OSError):
-        raise
-    except Exception as error:  # a damaged file may have PyTorch raise anything
-        raise DataError(f"{path}: not a readable checkpoint ({reason(error)})") from None
     version = state.get("version", 1) if isinstance(state, dict) else VERSION
     if version != VERSION:
         raise DataError(f"{path}: checkpoint of version {version!r} found, {VERSION} expected: another version of this "

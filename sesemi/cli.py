@@ -1,14 +1,14 @@
 """The command line: python -m sesemi train, python -m sesemi evaluate."""
 
 import argparse
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 
 from pipelines.common import errors
 from pipelines.common.errors import DataError, Parser, UsageError
-from sesemi.config import CHANGEABLE, METHODS, PRECISIONS, PREPROCESS, Config, parse_device
+from sesemi.config import CHANGEABLE, METHODS, PRECISIONS, PREPROCESS, Config
 from sesemi.networks import NAMES
+from sesemi.runlog import RunFolder
 
 TRAIN_EXAMPLE = """examples:
   python -m sesemi train --network convnet --dataset cifar10 --labels 4000 --gpu 0
@@ -40,6 +40,8 @@ def build_parser() -> Parser:
     lines("--dataset", metavar="NAME",
           help=f"prepared set under --data (required; with --extra N default: {EXTRA_DATASET})")
     lines("--network", metavar="NAME", help=f"{NAMES} (default: {Config.network})")
+    lines("--init", metavar="PATH",
+          help="begin with the trunk of another run, by its folder, or of a .safetensors file")
     lines("--labels", type=count, metavar="N", help="labeled training images in all (default: all)")
     lines("--method", choices=METHODS, help="sesemi; asl: the proxy branch sees the labeled images only; "
                                             f"supervised: no proxy branch (default: {Config.method})")
@@ -57,6 +59,8 @@ def build_parser() -> Parser:
     lines("--batch-unlabeled", type=count, metavar="B",
           help=f"B × 6 views and 6B labeled images a step (default: {Config.batch_unlabeled})")
     lines("--lr", type=float, metavar="RATE", help=f"of the first step (default: {Config.lr})")
+    lines("--ema", type=float, metavar="DECAY",
+          help="average weights and statistics over the steps, 0.999 for instance, and test the average (default: no)")
     lines("--precision", choices=PRECISIONS,
           help="default: bf16 where the GPU has it, else fp16; fp32 on a CPU")
     lines("--cuda-graph", action=argparse.BooleanOptionalAction,
@@ -83,13 +87,15 @@ def build_parser() -> Parser:
     evaluate.set_defaults(command=evaluate_command)
     evaluate.add_argument("run", type=Path, help="the run's folder")
     evaluate.add_argument("--gpu", metavar="N", help="number of the GPU, or none for the CPU (default: as trained)")
+    evaluate.add_argument("--network", metavar="MODULE:FUNCTION",
+                          help="of a run with a network of your own: import it, which a run's folder alone never does")
     return parser
 
 
 def train_command(given: dict) -> int:
     """Train; ``given`` holds the flags that were."""
-    from sesemi import experiment  # after parsing: --help should not wait for DALI and TensorBoard
-    from sesemi.runlog import RunFolder
+    from sesemi import experiment  # after parsing: --help should not wait for PyTorch and DALI
+    from sesemi.device import parse_device
     resume = given.pop("resume", False)
     if "device" in given:
         given["device"] = parse_device(given["device"])
@@ -97,35 +103,48 @@ def train_command(given: dict) -> int:
         if "run" not in given:
             raise UsageError("--resume: which run? give its folder by --run")
         folder = RunFolder(given["run"])
-        device = given.pop("device", None)
-        config = experiment.load_config(folder, device)
-        started = str(folder.read(folder.config)["device"])
-        if config.device.partition(":")[0] != started.partition(":")[0]:
-            raise UsageError(f"--gpu: {folder.path} was started on {started}; on another kind of device its batches "
-                             f"would differ")
-        for name, value in given.items():
-            if name not in CHANGEABLE and getattr(config, name) != value:
-                raise UsageError(f"--{name.replace('_', '-')}: found {value}, but {folder.path} was started with "
-                                 f"{getattr(config, name)}; leave it out, or start a new --run")
-        config = Config(**{**config.as_dict(), **given})
-        if folder.result.exists():
-            print(f"{folder.path} is finished: {describe(folder.read(folder.result))}")
+        finished = folder.read(folder.result) if folder.result.exists() else None
+        config = resumed_config(folder, given, finished)
+        if finished is not None:
+            print(f"{folder.path} is finished: {describe(finished)}")
             return 0
     elif "dataset" not in given and not given.get("extra", "").isdecimal() and given.get("extra") != "all":
         raise UsageError("--dataset: missing; name a set prepared with python -m tools.prepare, such as cifar10")
     else:
         config = Config(**{"dataset": EXTRA_DATASET, **given})
-    if config.device is None and not given.get("device"):
-        _say_device()
     print(describe(experiment.train(config, resume)))
     return 0
+
+
+def resumed_config(folder: RunFolder, given: dict, finished: dict | None) -> Config:
+    """The configuration of the run to resume; raises UsageError for flags that differ from its own."""
+    from sesemi.saved import load_config
+    config = load_config(folder, given.get("device"), given.get("network"))
+    started = str(folder.read(folder.config)["device"])
+    if config.device.partition(":")[0] != started.partition(":")[0]:
+        raise UsageError(f"--gpu: {folder.path} was started on {started}; on another kind of device its batches would "
+                         f"differ")
+    given = {name: value for name, value in given.items() if name != "device"}
+    for name, value in given.items():
+        if name not in CHANGEABLE and getattr(config, name) != value:
+            if finished is not None and name in {"steps", "epochs"}:
+                raise UsageError(f"--{name}: found {value}, but {folder.path} is finished, its learning rate at zero "
+                                 f"after {config.steps} steps; to train on from its weights, start a new --run with "
+                                 f"--init {folder.path}")
+            raise UsageError(f"--{name.replace('_', '-')}: found {value}, but {folder.path} was started with "
+                             f"{getattr(config, name)}; leave it out, or start a new --run")
+    return Config(**{**config.as_dict(), **given})
 
 
 def evaluate_command(given: dict) -> int:
     """Print a run's test error."""
     from sesemi import experiment
-    error, images = experiment.evaluate(given["run"], parse_device(given["gpu"]))
-    print(f"test error {error:.4f} on {images:,} images")
+    from sesemi.device import parse_device
+    errors, images = experiment.evaluate(given["run"], parse_device(given["gpu"]), given["network"])
+    line = f"test error {errors['test_error']:.4f} on {images:,} images"
+    if "test_error_raw" in errors:
+        line += f"; {errors['test_error_raw']:.4f} by the weights of the last step, which are not averaged"
+    print(line)
     return 0
 
 
@@ -137,12 +156,3 @@ def describe(result: dict) -> str:
                 f"{result['seconds']:,.0f} s ({result['images_per_second']:,.0f} images/s)")
     except (KeyError, TypeError, ValueError) as error:
         raise DataError(f"result.json: not the result of a run ({type(error).__name__}: {error})") from None
-
-
-def _say_device() -> None:
-    import torch
-
-    from sesemi.config import device_name
-    gpu = torch.cuda.is_available()
-    name = device_name(torch.device("cuda:0" if gpu else "cpu"))
-    print(f"training on {name}" + ("" if gpu else " (no GPU found)"), file=sys.stderr)

@@ -28,7 +28,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     options = parser.parse_args(argv)
 
     from sesemi import experiment  # after parsing: --help should not wait for DALI
-    from sesemi.config import Config, parse_device
+    from sesemi.config import Config
+    from sesemi.device import parse_device
     from tools import prepare
     from tools.sources import digits
     device = parse_device(options.gpu)

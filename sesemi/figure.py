@@ -7,15 +7,10 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
-import torch
-from PIL import Image
 
 from pipelines.batch import NOISE
 from pipelines.common import errors
 from pipelines.common.errors import Parser
-from pipelines.graph import Graph, Recipe
-from pipelines.sampling import LABELED, training_draws
-from pipelines.whitening import Preprocess
 
 EXAMPLE = """example:
   python -m sesemi.figure --out sesemi/branches.svg
@@ -67,22 +62,28 @@ def draw() -> str:
             f'<rect y="30" width="892" height="350" fill="#fff"/>{"".join(parts)}</svg>\n')
 
 
-def augmented(image: np.ndarray, views: bool) -> torch.Tensor:
+def augmented(image: np.ndarray, views: bool) -> np.ndarray:
     """One image (H, W, C), or its six views, as a batch holds it, (1 or 6, H, W, C): normalised, shifted by (−2, 1),
     with noise."""
+    import torch  # not before it is needed: --help should not wait for it, nor for DALI
+
+    from pipelines.graph import Graph, Recipe
+    from pipelines.sampling import LABELED, training_draws
+    from pipelines.whitening import Preprocess
     recipe = Recipe(image.shape, Preprocess("gcn", image.shape), views, flip=False, noise=NOISE, steps=1, images=1)
     graph = Graph(recipe, torch.device("cpu"), "numba")
     draws = training_draws(0, LABELED, np.arange(1), image.size, flip=False)._replace(offsets=np.array([[4, 1]]))
-    return graph(torch.from_numpy(image[None]), draws)[0]
+    return graph(torch.from_numpy(image[None]), draws)[0].numpy()
 
 
-def pixels(image: torch.Tensor) -> np.ndarray:
+def pixels(image: np.ndarray) -> np.ndarray:
     """Normalised values to gray levels one can look at."""
-    return (image * 70 + 90).clamp(0, 255).to(torch.uint8).numpy()
+    return (image * 70 + 90).clip(0, 255).astype(np.uint8)
 
 
 def picture(image: np.ndarray, x: int, y: int, size: int) -> str:
     """An image embedded as PNG."""
+    from PIL import Image
     file = io.BytesIO()
     Image.fromarray(image).save(file, "png")
     data = base64.b64encode(file.getvalue()).decode()

@@ -1,15 +1,17 @@
 """A run's folder: config.json, metrics.jsonl, TensorBoard events, checkpoint.pt, whitening.npz, result.json."""
 
 import json
+import os
 import platform
+import socket
+import sys
+import time
 from importlib import metadata
 from pathlib import Path
-
-import torch
-from torch.utils.tensorboard import SummaryWriter
+from types import ModuleType
 
 from pipelines.common.errors import DataError
-from pipelines.common.files import write_atomically
+from pipelines.common.files import naming_errors, write_atomically
 
 PACKAGES = ("torch", "numpy", "numba", "nvidia-dali-cuda120")
 
@@ -44,7 +46,7 @@ class RunFolder:
 
 
 class MetricsLog:
-    """Lines of numbers, to metrics.jsonl and to TensorBoard.
+    """Lines of numbers, to metrics.jsonl and, where it is installed, to TensorBoard.
 
     Args:
         folder: of the run.
@@ -59,20 +61,72 @@ class MetricsLog:
             lines = folder.metrics.read_text(errors="replace").splitlines()
             kept = [line for line in lines if _is_before(line, step, evaluated)]
         write_atomically(folder.metrics, lambda file: file.write("".join(line + "\n" for line in kept).encode()))
+        self._path = folder.metrics
         self._file = open(folder.metrics, "a", buffering=1)  # noqa: SIM115 - closed by close(); line by line
-        self._board = SummaryWriter(str(folder.path), purge_step=step + 1 if step else None)
+        self._events = EventFile.open(folder.path, step)
 
     def write(self, kind: str, line: dict) -> None:
         """Append a line of type ``train`` or ``eval``; ``line`` has the step, and None for what there is not."""
-        self._file.write(json.dumps({"type": kind, **line}) + "\n")
-        for name, value in line.items():
-            if name != "step" and value is not None:
-                self._board.add_scalar(f"{kind}/{name}", value, line["step"])
+        with naming_errors(self._path):
+            self._file.write(json.dumps({"type": kind, **line}) + "\n")
+        if self._events is not None:
+            self._events.write(line["step"], {f"{kind}/{name}": value for name, value in line.items()
+                                              if name != "step" and value is not None})
 
     def close(self) -> None:
-        """Flush and close both."""
-        self._file.close()
-        self._board.close()
+        """Close both."""
+        with naming_errors(self._path), self._file:
+            if self._events is not None:
+                self._events.close()
+
+
+class EventFile:
+    """Numbers for TensorBoard, in a new file for each start of a run.
+
+    Not ``torch.utils.tensorboard``: it writes on a thread, whose traceback is all that one sees of a full disk.
+    """
+
+    @classmethod
+    def open(cls, folder: Path, step: int) -> "EventFile | None":
+        """A new file in a run's folder; None, which is said, where TensorBoard is not installed.
+
+        Args:
+            folder: of the run.
+            step: what earlier files have of later steps is not shown.
+        """
+        try:
+            from tensorboard.compat.proto import event_pb2
+            from tensorboard.summary.writer.record_writer import RecordWriter
+        except ImportError:
+            print(f"TensorBoard is not installed; {folder}/metrics.jsonl has the same numbers", file=sys.stderr)
+            return None
+        seconds, nanoseconds = divmod(time.time_ns(), 10**9)  # TensorBoard reads files in the order of their names
+        name = f"events.out.tfevents.{seconds:010d}.{nanoseconds:09d}.{socket.gethostname()}.{os.getpid()}"
+        return cls(folder / name, step, event_pb2, RecordWriter)
+
+    def __init__(self, path: Path, step: int, protocol: ModuleType, writer: type):
+        self._path, self._protocol = path, protocol
+        self._file = open(path, "wb")  # noqa: SIM115 - closed by close()
+        self._writer = writer(self._file)
+        self._append(file_version="brain.Event:2")
+        if step:
+            start = protocol.SessionLog(status=protocol.SessionLog.START)
+            self._append(step=step + 1, session_log=start)
+
+    def write(self, step: int, values: dict[str, float]) -> None:
+        """Append the values of a step, by name."""
+        values = [{"tag": name, "simple_value": value} for name, value in values.items()]
+        self._append(step=step, summary={"value": values})
+
+    def _append(self, **content: object) -> None:
+        with naming_errors(self._path):
+            self._writer.write(self._protocol.Event(wall_time=time.time(), **content).SerializeToString())
+            self._file.flush()
+
+    def close(self) -> None:
+        """Close the file."""
+        with naming_errors(self._path):
+            self._file.close()
 
 
 def _is_before(line: str, step: int, evaluated: int) -> bool:
@@ -86,6 +140,7 @@ def _is_before(line: str, step: int, evaluated: int) -> bool:
 
 def versions(*more: str) -> dict[str, str | None]:
     """Of Python, of what the numbers depend on, and of ``more`` packages."""
+    import torch  # not before: the commands that read a run's JSON need not wait for it
     found = {"python": platform.python_version(), "cuda": torch.version.cuda}
     for package in (*PACKAGES, *more):
         try:

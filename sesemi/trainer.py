@@ -1,21 +1,23 @@
-"""Training: batch → forward → loss → backward → update, and what happens every so many steps.
+"""Training: batch → forward → loss → backward → update. The course of a run around it is ``sesemi/run.py``.
 
 The trainer takes any iterable of ``pipelines.batch.Batch``: the loader in a run, a list of tensors in a test.
 """
 
 import math
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 
 from pipelines.batch import Batch
 from pipelines.common.errors import DataError
-from sesemi.cudagraph import GraphedStep
-from sesemi.model import SesemiModel
-from sesemi.objective import sesemi_loss
+from sesemi.cudagraph import CudaGraph, Graph, GraphedStep
+from sesemi.device import autocast
+from sesemi.ema import AveragedTask
 from sesemi.schedule import build_optimizer, learning_rate
+from sesemi.task import SesemiTask
 
 
 @dataclass(frozen=True)
@@ -36,103 +38,127 @@ class TrainLine:
 
 
 class Trainer:
-    """Owns the model, the optimiser and the clock; knows nothing of files or data sets.
+    """Owns the task, the optimiser and the clock; knows nothing of files or data sets.
 
     Args:
-        model: on its device, in training mode.
+        task: on its device, in training mode.
         steps: length of the run and of the learning-rate schedule.
         base_lr: learning rate of the first step.
         dtype: of the forward pass; float16 scales the gradients.
+        ema: decay of an averaged copy of the task, see ``sesemi.ema``; None for none.
+        compile: have torch.compile make one graph of the task's ``forward``, at the first step; see ``compile``.
         cuda_graph: on a GPU, replay the step as one CUDA graph; see ``sesemi.cudagraph``.
         settle: for the CUDA graph, waits until no other thread works on the GPU; the loader's ``settle``.
-        log_every: steps between calls of ``on_log``.
-        on_log: called with a TrainLine.
-        after_step: called with the number of steps done, after each; the place for evaluation and checkpoints.
     """
 
-    def __init__(self, model: SesemiModel, *, steps: int, base_lr: float, dtype: torch.dtype = torch.float32,
-                 cuda_graph: bool = False, settle: Callable[[], object] = lambda: None, log_every: int = 50,
-                 on_log: Callable[[TrainLine], object] = lambda line: None,
-                 after_step: Callable[[int], object] = lambda step: None):
-        self.model, self.steps, self.base_lr = model, steps, base_lr
-        self.device = next(model.parameters()).device
+    def __init__(self, task: SesemiTask, *, steps: int, base_lr: float, dtype: torch.dtype = torch.float32,
+                 ema: float | None = None, compile: bool = False, cuda_graph: bool = False,
+                 settle: Callable[[], object] = lambda: None):
+        self.task, self.steps, self.base_lr = task, steps, base_lr
+        self.device = next(task.parameters()).device
         self.rate = torch.tensor(base_lr, device=self.device)  # a tensor: a recorded step reads the new value
-        self.optimizer = build_optimizer(model, self.rate)
-        self.autocast = torch.autocast(self.device.type, dtype, enabled=dtype != torch.float32)
+        self.optimizer = build_optimizer(task, self.rate)
+        self.autocast = autocast(self.device, dtype)
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=dtype == torch.float16)
-        self.step = 0
+        self.averaged = None if ema is None else AveragedTask(task, ema)
+        self.step = 0  # steps done
         self.images = 0  # through the network, in all
         self.seconds = 0.0  # training, in all: without evaluation and other pauses
         self.waited = 0.0  # of them, waiting for a batch
-        self.on_log, self.after_step = on_log, after_step
-        self._log_every = log_every
-        self._sums = torch.zeros(3, device=self.device)  # class loss, proxy loss, proxy accuracy since the last line
+        self._sums: dict[str, torch.Tensor] = {}  # of what the task returns, since the last line
         self._since = (0, 0, 0.0, 0.0)  # step, images, seconds, waited at the last line
-        self._stop = False
-        self._graphed, self._settle = cuda_graph and self.device.type == "cuda", settle
+        self._forward: Callable[..., dict[str, torch.Tensor]] = task
+        if compile:
+            self.compile()
+        on_gpu = self.device.type == "cuda"
+        self._new_graph: Callable[[], Graph] | None = None
+        if cuda_graph and on_gpu:
+            self._new_graph = partial(CudaGraph, self.device, settle)
         self._run_step = self._new_run_step()
-        if self.device.type == "cuda":
+        if on_gpu:
             torch.backends.cudnn.benchmark = True  # shapes stay the same, so it pays to try cuDNN's algorithms once
 
-    def train(self, batches: Iterable[Batch]) -> bool:
-        """Train to the last step, or until ``stop``; returns whether the last step was reached."""
+    def train(self, batches: Iterable[Batch]) -> Iterator[int]:
+        """Train to the last step; yields the number of steps done, after each. Time between two does not count."""
         batches = iter(batches)
-        while self.step < self.steps and not self._stop:
+        while self.step < self.steps:
             start = time.perf_counter()
             batch = next(batches)
             self.waited += time.perf_counter() - start
             self.train_step(batch)
-            self.step += 1
             self.seconds += time.perf_counter() - start
-            if self.step % self._log_every == 0 or self.step == self.steps:
-                self._log()
-            self.after_step(self.step)
-        return self.step == self.steps
+            yield self.step
 
     def train_step(self, batch: Batch) -> None:
         """One step of the method on one batch; it does not wait for the device, unless it records the CUDA graph."""
         self.rate.fill_(learning_rate(self.step, self.steps, self.base_lr))
+        if self.averaged is not None:
+            self.averaged.set_step(self.step)
         self._run_step(batch)
+        self.step += 1
         self.images += len(batch.labeled.images) + (0 if batch.unlabeled is None else len(batch.unlabeled.images))
-        self._has_proxy = batch.unlabeled is not None
 
     def _update(self, batch: Batch) -> None:
         """Forward, loss, backward, update. All that changes is a tensor and stays where it is, for the CUDA graph."""
-        labeled, unlabeled = batch
         with self.autocast:
-            class_logits, proxy_logits = self.model(labeled.images, unlabeled and unlabeled.images)
-        loss, class_loss, proxy_loss = sesemi_loss(class_logits, labeled.labels,
-                                                   proxy_logits, unlabeled and unlabeled.labels)
+            scalars = self._forward(*batch)
         self.optimizer.zero_grad(set_to_none=True)
-        self.scaler.scale(loss).backward()
+        self.scaler.scale(scalars.pop("loss")).backward()
         self.scaler.step(self.optimizer)
         self.scaler.update()
+        if self.averaged is not None:
+            self.averaged.update()
+        for name, value in scalars.items():
+            if name not in self._sums:  # in the first step, which is never a recorded one
+                self._sums[name] = torch.zeros_like(value)
+        torch._foreach_add_([self._sums[name] for name in scalars], list(scalars.values()))
 
-        correct = torch.zeros_like(class_loss)
-        if unlabeled is not None:
-            correct = (proxy_logits.detach().argmax(dim=1) == unlabeled.labels).float().mean()
-        self._sums += torch.stack([class_loss.detach(), proxy_loss.detach(), correct])
+    def compile(self) -> None:
+        """Have the forward pass compiled at the next step, into one graph. Evaluation, of other shapes, stays eager."""
+        self._forward = torch.compile(self.task, dynamic=False, fullgraph=True)
 
     def _new_run_step(self) -> Callable[[Batch], None]:
-        return GraphedStep(self._update, self.device, self._settle) if self._graphed else self._update
+        return self._update if self._new_graph is None else GraphedStep(self._update, self._new_graph())
 
-    def stop(self) -> None:
-        """Leave ``train`` after the step under way. May be called from a signal handler."""
-        self._stop = True
+    def line(self) -> TrainLine:
+        """The means since the last line, and where training is. Waits for the device.
+
+        Raises DataError where the losses are no longer finite.
+        """
+        start = time.perf_counter()
+        sums = self._finite_sums()  # waits for the device, so the clock covers the work it was given
+        self.seconds += time.perf_counter() - start
+        now = (self.step, self.images, self.seconds, self.waited)
+        steps, images, seconds, waited = (b - a for a, b in zip(self._since, now, strict=True))
+        self._since = now
+        for total in self._sums.values():
+            total.zero_()
+        means = dict.fromkeys(("proxy_loss", "proxy_accuracy")) | {name: sums[name] / steps for name in sums}
+        return TrainLine(step=self.step, learning_rate=self._last_rate, images_per_second=images / seconds,
+                         data_wait_fraction=waited / seconds, **means)
+
+    def evaluated(self) -> dict[str, SesemiTask]:
+        """The tasks to evaluate, by what their test error is called: the average first, where there is one."""
+        if self.averaged is None:
+            return {"test_error": self.task}
+        return {"test_error": self.averaged.task, "test_error_raw": self.task}
 
     def state_dict(self) -> dict:
-        """Model, optimiser, gradient scaler, counters: what ``load_state_dict`` needs to go on to the bit.
+        """Task, its average, optimiser, gradient scaler, counters: what ``load_state_dict`` needs to go on to the bit.
 
-        Raises DataError where the losses are no longer finite, so that no checkpoint of such a model is kept.
+        Raises DataError where the losses are no longer finite, so that no checkpoint of such a task is kept.
         """
-        self._check_finite(self._sums.tolist())
+        self._finite_sums()
         return {"step": self.step, "images": self.images, "seconds": self.seconds, "waited": self.waited,
-                "sums": self._sums, "since": list(self._since), "model": self.model.state_dict(),
+                "sums": self._sums, "since": list(self._since), "task": self.task.state_dict(),
+                "averaged": None if self.averaged is None else self.averaged.task.state_dict(),
                 "optimizer": self.optimizer.state_dict(), "scaler": self.scaler.state_dict()}
 
     def load_state_dict(self, state: dict) -> None:
         """Go on where ``state_dict`` was taken."""
-        self.model.load_state_dict(state["model"])
+        self.task.load_state_dict(state["task"])
+        if self.averaged is not None:
+            self.averaged.task.load_state_dict(state["averaged"])
         self.optimizer.load_state_dict(state["optimizer"])
         for group in self.optimizer.param_groups:
             group["lr"] = self.rate
@@ -140,29 +166,18 @@ class Trainer:
         self.step, self.images = state["step"], state["images"]
         self.seconds, self.waited = state["seconds"], state["waited"]
         self.rate.fill_(self._last_rate)
-        self._sums.copy_(state["sums"])
+        self._sums = {name: total.clone() for name, total in state["sums"].items()}
         self._since = tuple(state["since"])
-        self._run_step = self._new_run_step()  # what was recorded knows the optimiser's tensors of before
-
-    def _log(self) -> None:
-        start = time.perf_counter()
-        sums = self._sums.tolist()  # waits for the device, so the clock below covers the work it was given
-        self.seconds += time.perf_counter() - start
-        self._check_finite(sums)
-        now = (self.step, self.images, self.seconds, self.waited)
-        steps, images, seconds, waited = (b - a for a, b in zip(self._since, now, strict=True))
-        class_loss, proxy_loss, accuracy = (value / steps for value in sums)
-        self._since = now
-        self._sums.zero_()
-        self.on_log(TrainLine(self.step, self._last_rate, class_loss,
-                               proxy_loss if self._has_proxy else None, accuracy if self._has_proxy else None,
-                               images / seconds, waited / seconds))
+        self._run_step = self._new_run_step()  # what was recorded knows the tensors of before
 
     @property
     def _last_rate(self) -> float:
         return learning_rate(max(0, self.step - 1), self.steps, self.base_lr)
 
-    def _check_finite(self, sums: list[float]) -> None:
-        if not all(map(math.isfinite, sums)):
+    def _finite_sums(self) -> dict[str, float]:
+        names = list(self._sums)
+        values = torch.stack([self._sums[name] for name in names]).tolist() if names else []
+        if not all(map(math.isfinite, values)):
             raise DataError(f"the loss is no longer finite at step {self.step} (learning rate {self._last_rate:.3g}); "
                             f"try a lower --lr, or --precision fp32; the last checkpoint is untouched")
+        return dict(zip(names, values, strict=True))

@@ -27,31 +27,59 @@ def conv(inputs: int, outputs: int, size: int, padding: int | None = None) -> nn
 class BatchNorm(nn.BatchNorm2d):
     """Batch normalisation with Keras's momentum 0.99 (PyTorch counts it as 0.01) and epsilon 0.001.
 
-    It does not count its batches, which nobody reads. ``running_statistics_kept`` stops its running statistics.
+    It does not count its batches, which nobody reads. In training, inside ``split_at``, it normalises each branch's
+    part of the batch by that part's statistics; the running ones are the first part's alone.
     """
 
     def __init__(self, channels: int):
         super().__init__(channels, eps=0.001, momentum=0.01)
         self.num_batches_tracked = None
-        self.keeps_statistics = False
+        self.first_part: int | None = None
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        if self.training and self.keeps_statistics:
-            return F.batch_norm(x, None, None, self.weight, self.bias, training=True, eps=self.eps)
-        return super().forward(x)
+        if self.first_part is None or not self.training:
+            return super().forward(x)
+        first, second = x[:self.first_part], x[self.first_part:]
+        others = F.batch_norm(second, None, None, self.weight, self.bias, training=True, eps=self.eps)
+        return torch.cat([super().forward(first), others])
 
 
 @contextmanager
-def running_statistics_kept(module: nn.Module) -> Iterator[None]:
-    """While inside, ``module`` still normalises by the batch's statistics in training, but its running ones stay."""
-    layers = [layer for layer in module.modules() if isinstance(layer, BatchNorm)]
+def split_at(trunk: nn.Module, images: int) -> Iterator[None]:
+    """While inside, a batch is two branches': the first ``images`` images are one's, the others the other's."""
+    with attribute_set([layer for layer in trunk.modules() if isinstance(layer, BatchNorm)], "first_part", images):
+        yield
+
+
+def can_split(trunk: nn.Module) -> bool:
+    """Whether ``split_at`` reaches all that a trunk normalises by the batch: it has no batch norm but ours."""
+    layers = batch_norms(trunk)
+    return bool(layers) and all(isinstance(layer, BatchNorm) for layer in layers)
+
+
+@contextmanager
+def running_statistics_kept(trunk: nn.Module) -> Iterator[None]:
+    """While inside, any batch norm still normalises by the batch in training, but its running statistics stay."""
+    with attribute_set(batch_norms(trunk), "track_running_stats", False):
+        yield
+
+
+def batch_norms(trunk: nn.Module) -> list[nn.Module]:
+    """PyTorch's batch norms, and what is derived from them: ours, and timm's."""
+    return [layer for layer in trunk.modules() if isinstance(layer, nn.modules.batchnorm._BatchNorm)]
+
+
+@contextmanager
+def attribute_set(layers: list[nn.Module], name: str, value: object) -> Iterator[None]:
+    """While inside, an attribute of all these layers has this value."""
+    before = [getattr(layer, name) for layer in layers]
     for layer in layers:
-        layer.keeps_statistics = True
+        setattr(layer, name, value)
     try:
         yield
     finally:
-        for layer in layers:
-            layer.keeps_statistics = False
+        for layer, former in zip(layers, before, strict=True):
+            setattr(layer, name, former)
 
 
 def linear(inputs: int, outputs: int) -> nn.Linear:

@@ -10,17 +10,12 @@ class WideResNet(nn.Sequential):
     """(n, channels, H, W) to (n, 64·width, H/4, W/4). Reference: networks/wrn.py.
 
     Args:
-        depth, width: as in WRN-depth-width.
+        depth, width: as in WRN-depth-width; a depth of 10, 16, 22, 28, ...
         channels: of the images.
         dropout: between the two convolutions of a residual block.
-
-    Raises:
-        ValueError: depth is not 10, 16, 22, 28, ... or width is zero.
     """
 
     def __init__(self, depth: int = 28, width: int = 2, channels: int = 3, dropout: float = 0.0):
-        if depth < 10 or (depth - 4) % 6 or width < 1:
-            raise ValueError(f"found wrn-{depth}-{width}, expected a depth of 10, 16, 22, 28, ... and a width")
         self.out_channels = 64 * width
         layers: list[nn.Module] = [ConvNormAct(conv(channels, 16, 3), nn.ReLU(inplace=True))]
         inputs = 16

@@ -17,7 +17,8 @@ from tests.conftest import random_images, write_set
 
 STREAMS, KINDS = ("labeled", "unlabeled"), ("gcn", "zca", "standardize")
 STEP = "ms a step on the host, in all"
-COMPILED = [f"one-convolution, {name}: {value}" for name in ("compiled", "compiled, CUDA graph")
+COMPILED = [f"one-convolution, {name}: {value}" for name in ("compiled", "compiled, CUDA graph",
+                                                                      "compiled, CUDA graph, a pass for each branch")
             for value in ("s of the first step", STEP)]
 RIGHT = [  # what can be right or wrong
     "DALI draws noise",

@@ -180,7 +180,8 @@ def preload(kind: str):
     if kind == "prepare":
         from tools import prepare
         return prepare.main
-    from sesemi import cli, experiment  # noqa: F401 - imports torch, DALI and TensorBoard
+
+    from sesemi import cli, experiment  # noqa: F401 - all that a run imports
     return cli.main
 
 

@@ -10,7 +10,7 @@ import pipelines.common
 import pipelines.shards
 import sesemi
 
-LOADERS_USERS = {"sesemi.experiment", "sesemi.figure", "sesemi.__main__"}
+LOADERS_USERS = {"sesemi.experiment", "sesemi.run", "sesemi.figure", "sesemi.__main__"}
 
 
 def modules(package) -> list[str]:
@@ -36,3 +36,21 @@ def test_batches_the_format_and_sesemi_import_no_dali():
 @pytest.mark.parametrize("package", [pipelines.shards, pipelines.common])
 def test_the_format_and_the_plumbing_import_no_torch(package):
     assert not imported(modules(package)) & {"torch", "nvidia.dali", "numba"}
+
+
+@pytest.mark.parametrize("command", ["sesemi train", "sesemi evaluate", "sesemi.demo", "sesemi.figure", "tools.prepare",
+                                     "tools.verify"])
+def test_help_imports_neither_torch_nor_dali(command):
+    """So that it takes a moment, not seconds."""
+    program = f"""
+import runpy, sys
+module, *sys.argv[1:] = {[*command.split(), "--help"]}
+sys.argv[0] = module
+try:
+    runpy.run_module(module, run_name="__main__")
+except SystemExit:
+    print(*sys.modules)
+"""
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    assert "usage: " in done.stdout
+    assert not {"torch", "nvidia.dali", "numba"} & set(done.stdout.splitlines()[-1].split())

@@ -9,7 +9,9 @@ import pytest
 import torch
 
 from sesemi import cli
-from sesemi.config import Config, parse_device
+from sesemi.config import Config
+from sesemi.device import parse_device
+from sesemi.resolve import resolve
 from tests.conftest import random_images, write_set
 from tests.sesemi.test_experiment import arguments
 
@@ -33,7 +35,8 @@ def complaint(command, *argv, status: int) -> str:
     ({"lr": "nan"}, ["--lr", "nan"]), ({"steps": 0}, ["--steps"]), ({"batch-unlabeled": 61}, ["--batch-unlabeled"]),
     ({"gpu": "3"}, ["--gpu", "3", "none for the CPU"]), ({"gpu": "x"}, ["--gpu", "x"]), ({"gpu": "-1"}, ["--gpu"]),
     ({"dataset": None}, ["--dataset", "tools.prepare"]), ({"precision": "fp8"}, ["--precision", "fp8"]),
-    ({"seed": "-1"}, ["--seed", "-1"]), ({"dropout": "1"}, ["--dropout", "1.0"]),
+    ({"seed": "-1"}, ["--seed", "-1"]), ({"ema": 1}, ["--ema", "1.0", "0.999"]), ({"ema": 0}, ["--ema"]),
+    ({"dropout": "1"}, ["--dropout", "1.0"]),
     ({"trunk-dropout": "-0.1"}, ["--trunk-dropout", "-0.1"]), ({"preprocess": "pca"}, ["--preprocess", "pca"]),
     ({"extra": "toy", "method": "asl"}, ["--extra", "asl"]),
     ({"extra": "toy", "batch-unlabeled": 3}, ["--batch-unlabeled", "3", "even"]),
@@ -176,8 +179,9 @@ def test_help_has_examples(command):
 def test_presets(prepared):
     from pipelines.shards import ShardSet
     train, test = ShardSet(prepared / "toy" / "train"), ShardSet(prepared / "toy" / "test")
-    config = Config("toy", data=str(prepared), device="cpu").resolve(train, test)
+    config = resolve(Config("toy", data=str(prepared), device="cpu"), train, test)
     assert (config.steps, config.labels, config.eval_every) == (50 * (60 // 16), 60, 3)
     assert (config.preprocess, config.flips, config.precision) == ("zca", True, "fp32")
-    assert Config("toy", data=str(prepared), device="cpu", steps=7, flips=False, preprocess="gcn").resolve(
-        train, test).as_dict() == {**config.as_dict(), "steps": 7, "flips": False, "preprocess": "gcn"}
+    flags = {"steps": 7, "flips": False, "preprocess": "gcn"}
+    changed = resolve(Config("toy", data=str(prepared), device="cpu", **flags), train, test)
+    assert changed.as_dict() == {**config.as_dict(), **flags}

@@ -30,18 +30,18 @@ def shards(tmp_path_factory):
 @pytest.mark.parametrize("dataset", ["cifar10", "cifar100", "svhn"])
 def test_ten_steps_of_each_network(shards, tmp_path, command, monkeypatch, dataset, network):
     models = []
-    real = experiment.build_model
+    real = experiment.build_task
 
     def build(*arguments):
         model = real(*arguments)
         models.append({name: value.clone() for name, value in model.named_parameters()})
         return model
-    monkeypatch.setattr(experiment, "build_model", build)
+    monkeypatch.setattr(experiment, "build_task", build)
     run = tmp_path / "run"
     status, _, err = command(cli.main, *arguments(shards, run, dataset=dataset, network=network, labels=1000,
                                                     steps=10, **{"eval-images": 100, "log-every": 5}))
     assert status == 0, err
-    trained = checkpoint.load(run / "checkpoint.pt", torch.device("cpu"))["trainer"]["model"]
+    trained = checkpoint.load(run / "checkpoint.pt", torch.device("cpu"))["trainer"]["task"]
     assert [name for name, value in models[0].items() if torch.equal(value, trained[name])] == []
     lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
     assert all(line["class_loss"] > 0 and line["proxy_loss"] > 0 for line in lines if line["type"] == "train")

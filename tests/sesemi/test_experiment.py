@@ -13,9 +13,13 @@ import torch
 from pipelines.loader import SemiSupervisedLoader
 from pipelines.whitening import Preprocess
 from pipelines.windows import Windows
-from sesemi import checkpoint, cli, evaluation, experiment
+from sesemi import checkpoint, cli, experiment, task
+from sesemi import run as run_module
 from sesemi.config import Config
+from sesemi.run import Run
+from sesemi.task import SesemiTask
 from tests.conftest import random_images, write_set
+from tests.kill.train import difference
 
 RESULT_FIELDS = {"test_error", "test_images", "labels", "network", "dataset", "method", "steps", "seconds",
                  "images_per_second", "data_wait_fraction", "peak_rss_bytes", "device"}
@@ -51,7 +55,7 @@ def test_train_then_evaluate(prepared, tmp_path, command, method):
     assert (lines[0]["proxy_loss"] is None) == (method == "supervised")
     config = json.loads((run / "config.json").read_text())
     assert config["preprocess"] == "zca"  # 12×12 pixels of an own folder
-    assert None not in [value for name, value in config.items() if name not in {"eval_images", "extra"}]
+    assert None not in [value for name, value in config.items() if name not in {"eval_images", "extra", "ema", "init"}]
     assert list(run.glob("events.out.tfevents.*"))
     status, out, _ = command(cli.main, "evaluate", run)
     assert status == 0
@@ -72,17 +76,35 @@ def interrupt_at(monkeypatch, step: int, number=signal.SIGINT) -> list[int]:
     return taken
 
 
-@pytest.mark.parametrize(("number", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def interrupt_in_pass(monkeypatch, forward: int, number=signal.SIGINT) -> list[int]:
+    """As ``interrupt_at``, in a forward pass of an evaluation, counted from 1; there are two in each."""
+    taken, real = [], SesemiTask.predict
+
+    def predict(self, images):
+        taken.append(len(taken) + 1)
+        if len(taken) == forward:
+            os.kill(os.getpid(), number)
+        return real(self, images)
+    monkeypatch.setattr("sesemi.evaluation.FORWARD_VALUES", {"cpu": 20 * 4 * 12 * 12 * 3})  # half of all views
+    monkeypatch.setattr(SesemiTask, "predict", predict)
+    return taken
+
+
+@pytest.mark.parametrize(("number", "status", "more"), [
+    (signal.SIGINT, 130, {}), (signal.SIGTERM, 143, {"ema": 0.9, "precision": "fp16"})])
 def test_interrupted_at_20_and_resumed_is_the_uninterrupted_run(prepared, tmp_path, command, monkeypatch, number,
-                                                                status):
-    before = signal.getsignal(number)  # ignored, where the tests run in the background
-    flags = {"steps": 40, "log-every": 7, "eval-every": 10}
+                                                                status, more):
+    """At a step that is followed by an evaluation, which the resumed run makes."""
+    before = signal.getsignal(number)
+    flags = {"steps": 40, "log-every": 7, "eval-every": 10, **more}
     assert command(cli.main, *arguments(prepared, tmp_path / "whole", **flags))[0] == 0
     with monkeypatch.context() as patch:
         interrupt_at(patch, 20, number)
         stopped, _, err = command(cli.main, *arguments(prepared, tmp_path / "part", **flags))
     assert stopped == status
-    assert f"stopped at step 20 of 40; go on with: python -m sesemi train --resume --run {tmp_path / 'part'}" in err
+    assert (f"stopped in the evaluation at step 20 of 40; go on with: python -m sesemi train --resume --run "
+            f"{tmp_path / 'part'}\n") in err
+    assert metrics(tmp_path / "part")[-1]["step"] == 14
     assert not (tmp_path / "part" / "result.json").exists()
     assert signal.getsignal(number) == before
     with monkeypatch.context() as patch:
@@ -91,23 +113,40 @@ def test_interrupted_at_20_and_resumed_is_the_uninterrupted_run(prepared, tmp_pa
     assert len(taken) == 20
     whole, part = (checkpoint.load(tmp_path / name / "checkpoint.pt", torch.device("cpu"))
                    for name in ("whole", "part"))
-    for name, value in whole["trainer"]["model"].items():
-        assert torch.equal(part["trainer"]["model"][name], value), name
+    assert part["trainer"]["averaged"].keys() == part["trainer"]["task"].keys() if more else True
+    states = ({name: one["trainer"][name] for name in ("task", "averaged", "optimizer", "scaler", "sums")}
+              for one in (part, whole))
+    assert difference(*states) == ""
     assert part["loader"] == whole["loader"]
     assert metrics(tmp_path / "part") == metrics(tmp_path / "whole")
     assert len(metrics(tmp_path / "part")) == 6 + 4
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_stopped_in_an_evaluation_between_epochs_and_resumed(prepared, tmp_path, command, monkeypatch, number):
+    """In the first of two forward passes of its second evaluation: the other is not made before the process ends."""
+    run, flags = tmp_path / "run", {"steps": 12, "eval-every": 4, "log-every": 3, "checkpoint-every": 5}
+    with monkeypatch.context() as patch:
+        passes = interrupt_in_pass(patch, 3, number)
+        stopped, _, err = command(cli.main, *arguments(prepared, run, **flags))
+    assert stopped == 128 + number
+    assert "stopped in the evaluation at step 8 of 12" in err
+    assert passes == [1, 2, 3]
+    assert command(cli.main, "train", "--resume", "--run", run)[0] == 0
+    assert command(cli.main, *arguments(prepared, tmp_path / "whole", **flags))[0] == 0
+    assert metrics(run) == metrics(tmp_path / "whole")
+    assert [line["step"] for line in metrics(run) if line["type"] == "eval"] == [4, 8, 12]
 
 
 @pytest.mark.parametrize(("number", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
 def test_stopped_in_the_evaluation_and_resumed(prepared, tmp_path, command, monkeypatch, number, status):
     before = signal.getsignal(number)
     run = tmp_path / "run"
-    real = evaluation.averaged_prediction
-    with monkeypatch.context() as patch:  # with the first batch through the network
-        patch.setattr(evaluation, "averaged_prediction", lambda *parts: (os.kill(os.getpid(), number), real(*parts))[1])
+    with monkeypatch.context() as patch:
+        interrupt_in_pass(patch, 1, number)
         stopped, _, err = command(cli.main, *arguments(prepared, run))
     assert stopped == status
-    assert "stopped in the evaluation, after all 6 steps; go on with: " in err
+    assert "stopped in the evaluation at step 6 of 6; go on with: " in err
     assert f"python -m sesemi train --resume --run {run}" in err
     assert signal.getsignal(number) == before
     assert not (run / "result.json").exists()
@@ -120,10 +159,9 @@ def test_stopped_in_the_evaluation_and_resumed(prepared, tmp_path, command, monk
 
 
 def test_a_signal_beside_the_last_checkpoint_is_not_lost(prepared, tmp_path, command, monkeypatch):
-    run, real = tmp_path / "run", experiment._write_result
+    run, real = tmp_path / "run", Run.write_result
     with monkeypatch.context() as patch:
-        patch.setattr(experiment, "_write_result",
-                      lambda *parts: (os.kill(os.getpid(), signal.SIGTERM), real(*parts))[1])
+        patch.setattr(Run, "write_result", lambda run: (os.kill(os.getpid(), signal.SIGTERM), real(run))[1])
         status, _, err = command(cli.main, *arguments(prepared, run))
     assert status == 143
     assert err.endswith(f"stopped, but {run} is finished: its result is in {run / 'result.json'}\n")
@@ -135,7 +173,7 @@ def test_a_signal_in_the_last_step_is_not_lost(prepared, tmp_path, command, monk
         interrupt_at(patch, 6)
         status, _, err = command(cli.main, *arguments(prepared, tmp_path / "run"))
     assert status == 130
-    assert "stopped at step 6 of 6; go on with: " in err
+    assert "stopped in the evaluation at step 6 of 6; go on with: " in err
     assert command(cli.main, "train", "--resume", "--run", tmp_path / "run")[0] == 0
 
 
@@ -224,25 +262,26 @@ def test_other_settings_and_other_shards_are_refused(prepared, tmp_path, command
     ("cifar10", {"flips": False, "trunk_dropout": 0.3, "precision": "fp16"},
      {"flip": False, "dropout": 0.2, "trunk_dropout": 0.3, "dtype": torch.float16, "seed": 0, "lr": 0.05})])
 def test_settings_reach_what_they_set(tmp_path, monkeypatch, kind, flags, expected):
-    """Loader, evaluation, model and trainer as a run makes them."""
+    """Loader, evaluation, task and trainer as a run makes them."""
     for split in ("train", "test"):
         write_set(tmp_path / kind / split, random_images(20, 12), np.arange(20) % 2, ("a", "b"), split, kind)
     made = {}
 
-    def spy(name):
-        real = getattr(experiment, name)
+    def spy(module, name):
+        real = getattr(module, name)
 
         def make(*positional, **named):
             made[name] = real(*positional, **named), positional, named
             return made[name][0]
-        monkeypatch.setattr(experiment, name, make)
-    for name in ("SemiSupervisedLoader", "EvaluationLoader", "SesemiModel", "Trainer"):
-        spy(name)
+        monkeypatch.setattr(module, name, make)
+    for name in ("SemiSupervisedLoader", "EvaluationLoader", "Trainer"):
+        spy(run_module, name)
+    spy(task, "SesemiTask")
     experiment.train(Config(kind, "wrn-16-1", labels=8, steps=1, batch_unlabeled=2, preprocess="gcn", device="cpu",
                             data=str(tmp_path), run=str(tmp_path / "run"), **flags))
     _, _, loader = made["SemiSupervisedLoader"]
     _, _, evaluation = made["EvaluationLoader"]
-    model, trainer = made["SesemiModel"][0], made["Trainer"][0]
+    model, trainer = made["SesemiTask"][0], made["Trainer"][0]
     assert loader["flip"] == evaluation["flip"] == expected["flip"]
     assert loader["seed"] == evaluation["seed"] == expected["seed"]
     assert loader["noise"] == evaluation["noise"] == 0.15
@@ -264,12 +303,12 @@ def extra(prepared):
 def proxy_sets(monkeypatch) -> list:
     """Collects what each run's proxy branch is given: a list of sources a run."""
     given = []
-    real = experiment.SemiSupervisedLoader
+    real = run_module.SemiSupervisedLoader
 
     def loader(labeled, unlabeled, *rest, **options):
         given.append((labeled, unlabeled))
         return real(labeled, unlabeled, *rest, **options)
-    monkeypatch.setattr(experiment, "SemiSupervisedLoader", loader)
+    monkeypatch.setattr(run_module, "SemiSupervisedLoader", loader)
     return given
 
 
@@ -291,7 +330,7 @@ def test_extra_images_interrupted_and_resumed(prepared, extra, tmp_path, command
     assert command(cli.main, "train", "--resume", "--run", tmp_path / "part")[0] == 0
     whole, part = (checkpoint.load(tmp_path / name / "checkpoint.pt", torch.device("cpu"))
                    for name in ("whole", "part"))
-    assert all(torch.equal(part["trainer"]["model"][name], value) for name, value in whole["trainer"]["model"].items())
+    assert all(torch.equal(part["trainer"]["task"][name], value) for name, value in whole["trainer"]["task"].items())
     assert metrics(tmp_path / "part") == metrics(tmp_path / "whole")
     assert command(cli.main, "evaluate", tmp_path / "part")[0] == 0
 
@@ -344,14 +383,14 @@ def test_the_test_sample_is_kept(prepared, tmp_path, command):
 
 def test_the_seed_does_not_change_the_labels_but_all_else(prepared, tmp_path, monkeypatch):
     chosen = []
-    real = experiment.Subset
-    monkeypatch.setattr(experiment, "Subset", lambda s, indices: chosen.append(indices.tolist()) or real(s, indices))
+    real = run_module.Subset
+    monkeypatch.setattr(run_module, "Subset", lambda s, indices: chosen.append(indices.tolist()) or real(s, indices))
     results = []
     for seed in (0, 0, 1):
         run = tmp_path / f"run{len(results)}"
         experiment.train(Config("toy", "wrn-10-1", labels=8, steps=2, batch_unlabeled=2, seed=seed, data=str(prepared),
                                 run=str(run), device="cpu"))
-        results.append(checkpoint.load(run / "checkpoint.pt", torch.device("cpu"))["trainer"]["model"])
+        results.append(checkpoint.load(run / "checkpoint.pt", torch.device("cpu"))["trainer"]["task"])
     assert len({tuple(one) for one in chosen if len(one) == 8}) == 1
     assert all(torch.equal(value, results[1][name]) for name, value in results[0].items())
     assert not torch.equal(results[0]["class_head.weight"], results[2]["class_head.weight"])

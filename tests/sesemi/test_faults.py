@@ -16,6 +16,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from pipelines.common.errors import UsageError
 from pipelines.common.files import locked
@@ -38,7 +39,7 @@ def train(command, prepared, run, **flags) -> tuple[int, str, str]:
 
 
 def weights(run: Path) -> dict[str, torch.Tensor]:
-    return checkpoint.load(run / "checkpoint.pt", CPU)["trainer"]["model"]
+    return checkpoint.load(run / "checkpoint.pt", CPU)["trainer"]["task"]
 
 
 def assert_same_run(part: Path, whole: Path) -> None:
@@ -242,14 +243,16 @@ def limited_child(argv: list, file_bytes: int | None = None, **options) -> subpr
                           capture_output=True, text=True, preexec_fn=limit, **options)
 
 
-def test_a_full_disk_leaves_the_checkpoint_before(prepared, tmp_path, command, monkeypatch):
+@pytest.mark.parametrize("share", [0.05, 0.5, 0.9, 0.999])
+def test_a_full_disk_leaves_the_checkpoint_before(prepared, tmp_path, command, monkeypatch, share):
+    """Wherever in the file the disk is full: PyTorch raises an error of its own over that of the last write."""
     whole, run = tmp_path / "whole", tmp_path / "run"
     assert train(command, prepared, whole)[0] == 0
     with monkeypatch.context() as patch:
         interrupt_at(patch, 4)
         train(command, prepared, run)
     before = (run / "checkpoint.pt").read_bytes()
-    done = limited_child(["train", "--resume", "--run", run], file_bytes=len(before) // 2)
+    done = limited_child(["train", "--resume", "--run", run], file_bytes=int(len(before) * share))
     assert done.returncode == 1
     lines = [line for line in done.stderr.splitlines() if "error" in line.lower()]
     assert len(lines) == 1
@@ -267,8 +270,8 @@ def test_a_loss_that_is_not_finite_leaves_the_last_good_checkpoint(prepared, tmp
 
     def explode(self, batch):
         real(self, batch)
-        if self.step == 7:
-            self._sums += torch.inf
+        if self.step == 8:
+            self._sums["class_loss"] += torch.inf
     with monkeypatch.context() as patch:
         patch.setattr(Trainer, "train_step", explode)
         status, _, err = train(command, prepared, run, **{"log-every": 4})
@@ -332,7 +335,7 @@ def test_a_checkpoint_of_another_version_is_refused(prepared, tmp_path, command)
     for words in (("train", "--resume", "--run", run), ("evaluate", run)):
         status, _, err = command(cli.main, *words)
         assert status == 1
-        assert re.search(r"error: .*checkpoint\.pt: checkpoint of version 1 found, 3 expected: .*start a new --run$",
+        assert re.search(r"error: .*checkpoint\.pt: checkpoint of version 1 found, 4 expected: .*start a new --run$",
                          err.strip().splitlines()[-1])
 
 
@@ -347,3 +350,47 @@ def test_compile_without_a_compiler_is_one_line(prepared, tmp_path):
     assert re.search(expected, done.stderr, re.M)
     assert "Traceback" not in done.stderr
     assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("name", ["metrics.jsonl", "events.out.tfevents.*"])
+def test_a_full_disk_is_named_by_the_file_that_met_it(tmp_path, monkeypatch, name):
+    """Metrics and TensorBoard's events, on a disk that takes nothing any more."""
+    log = MetricsLog(RunFolder(tmp_path), 0, 0)
+    owner = log if name == "metrics.jsonl" else log._events
+    path, = tmp_path.glob(name)
+    with open("/dev/full", "wb", buffering=0) as full:
+        os.dup2(full.fileno(), owner._file.fileno())
+    for act in (lambda: log.write("train", {"step": 1, "loss": 2.0}), log.close):
+        with pytest.raises(OSError, match=f"No space left on device: '{path}'"):
+            act()
+
+
+def test_without_tensorboard_there_is_metrics_jsonl(prepared, tmp_path, command, monkeypatch):
+    monkeypatch.setitem(sys.modules, "tensorboard.summary.writer.record_writer", None)
+    status, _, err = command(cli.main, *arguments(prepared, tmp_path / "run"))
+    assert status == 0
+    assert f"TensorBoard is not installed; {tmp_path / 'run'}/metrics.jsonl has the same numbers" in err
+    assert not list((tmp_path / "run").glob("events*"))
+    assert len(metrics(tmp_path / "run")) == 4
+
+
+def test_tensorboard_reads_the_events_of_a_resumed_run(prepared, tmp_path, command, monkeypatch):
+    """The numbers of metrics.jsonl, each step once: what the first start wrote after its checkpoint is not shown."""
+    class Killed(BaseException):
+        pass
+
+    def killed(self, batch):
+        raise Killed
+    run, real = tmp_path / "run", Trainer.train_step
+    with monkeypatch.context() as patch:
+        patch.setattr(Trainer, "train_step", lambda self, batch: (killed if self.step == 8 else real)(self, batch))
+        with pytest.raises(Killed):
+            train(command, prepared, run, **{"log-every": 1, "eval-every": 5})
+    assert command(cli.main, "train", "--resume", "--run", run)[0] == 0
+    events = EventAccumulator(str(run))
+    events.Reload()
+    for kind, name in (("train", "class_loss"), ("train", "proxy_loss"), ("eval", "test_error")):
+        expected = [(line["step"], line[name]) for line in metrics(run) if line["type"] == kind]
+        found = [(event.step, event.value) for event in events.Scalars(f"{kind}/{name}")]
+        assert [step for step, _ in found] == [step for step, _ in expected]
+        assert [value for _, value in found] == pytest.approx([value for _, value in expected], rel=1e-6)

@@ -8,8 +8,9 @@ import torch
 from pipelines.batch import Batch, Examples
 from pipelines.loader import SemiSupervisedLoader
 from pipelines.whitening import prepare
-from sesemi.cudagraph import GraphedStep
-from sesemi.model import SesemiModel
+from sesemi.cudagraph import CudaGraph, GraphedStep
+from sesemi.networks import build_trunk
+from sesemi.task import SesemiTask
 from sesemi.trainer import Trainer
 
 pytestmark = pytest.mark.gpu
@@ -31,18 +32,24 @@ def on_gpu(count: int, size: int = 24) -> list[Batch]:
 
 def build(network="convnet", **options) -> Trainer:
     torch.manual_seed(0)
-    model = SesemiModel(network, 2).to("cuda", memory_format=torch.channels_last)
-    return Trainer(model, **{"steps": 1000, "base_lr": 0.02, **options})
+    task = SesemiTask(build_trunk(network), 2).to("cuda", memory_format=torch.channels_last)
+    return Trainer(task, **{"steps": 1000, "base_lr": 0.02, **options})
+
+
+def sums(trainer: Trainer) -> torch.Tensor:
+    """Of class and proxy losses so far, (2,)."""
+    found = trainer._sums
+    zero = torch.zeros((), device="cuda")
+    return torch.stack([found.get("class_loss", zero), found.get("proxy_loss", zero)])
 
 
 def losses(trainer: Trainer, batches) -> torch.Tensor:
     """Class and proxy loss of each step, (steps, 2)."""
     found = []
     for batch in batches:
-        before = trainer._sums.clone()
+        before = sums(trainer)
         trainer.train_step(batch)
-        trainer.step += 1
-        found.append((trainer._sums - before)[:2])
+        found.append(sums(trainer) - before)
     return torch.stack(found).cpu()
 
 
@@ -52,7 +59,7 @@ def test_loss_falls_and_all_stays_finite(dtype, cuda_graph):
     trainer = build(dtype=dtype, cuda_graph=cuda_graph)
     found = losses(trainer, itertools.islice(itertools.cycle(on_gpu(4)), 60))
     assert found[-8:, 0].mean() < found[:8, 0].mean() / 2
-    assert all(value.isfinite().all() for value in trainer.model.state_dict().values())
+    assert all(value.isfinite().all() for value in trainer.task.state_dict().values())
 
 
 @pytest.mark.parametrize("network", ["convnet", "wrn-10-1", "nin"])
@@ -74,9 +81,9 @@ def test_a_frozen_learning_rate_would_be_noticed():
     trainer.step = trainer.steps - 1
 
     def change() -> float:
-        before = trainer.model.class_head.weight.clone()
+        before = trainer.task.class_head.weight.clone()
         trainer.train_step(batches[0])
-        return (trainer.model.class_head.weight - before).abs().max().item()
+        return (trainer.task.class_head.weight - before).abs().max().item()
     late = change()
     trainer.step = 0
     assert late < change() / 100
@@ -89,16 +96,40 @@ def test_dropout_draws_anew_in_every_replay():
     assert len(set(found.tolist())) == len(found)
 
 
+def test_the_average_follows_in_every_replay():
+    """Against a loop; its decay changes from step to step."""
+    trainer = build(cuda_graph=True, ema=0.99)
+    expected = {name: value.clone() for name, value in trainer.task.state_dict().items()}
+    for step, batch in enumerate(on_gpu(12)):
+        trainer.train_step(batch)
+        decay = (1 + step) / (10 + step)
+        for name, value in trainer.task.state_dict().items():
+            expected[name] = decay * expected[name] + (1 - decay) * value
+    for name, value in trainer.averaged.task.state_dict().items():
+        assert torch.allclose(value, expected[name], rtol=1e-4, atol=1e-5), name
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_one_pass_takes_the_steps_that_two_take(dtype):
+    batches = on_gpu(6)
+    found = []
+    for fused in (False, True):
+        trainer = build(dtype=dtype)
+        trainer.task.fused, trainer.task.dropout.p = fused, 0.0
+        found.append(losses(trainer, batches))
+    assert torch.allclose(*found, rtol=0.02 if dtype == torch.float32 else 0.1, atol=0.02)
+
+
 def test_an_overflow_in_a_replayed_step_is_skipped():
     trainer = build(dtype=torch.float16, cuda_graph=True)
     batches = on_gpu(8)
     losses(trainer, batches)
-    before = {name: value.clone() for name, value in trainer.model.named_parameters()}
+    before = {name: value.clone() for name, value in trainer.task.named_parameters()}
     scale = trainer.scaler.get_scale()
     batches[0].labeled.images.mul_(1e30)
     trainer.train_step(batches[0])
     assert trainer.scaler.get_scale() == scale / 2
-    assert all(torch.equal(value, before[name]) for name, value in trainer.model.named_parameters())
+    assert all(torch.equal(value, before[name]) for name, value in trainer.task.named_parameters())
 
 
 @pytest.mark.parametrize("cuda_graph", [False, True])
@@ -106,16 +137,16 @@ def test_float16_s_first_overflows_leave_momentum_finite(cuda_graph):
     trainer = build(dtype=torch.float16, cuda_graph=cuda_graph)
     trainer.scaler = torch.amp.GradScaler("cuda", init_scale=2.0**40)
     losses(trainer, itertools.islice(itertools.cycle(on_gpu(2)), 45))
-    tensors = [*trainer.model.state_dict().values(),
+    tensors = [*trainer.task.state_dict().values(),
                *(state["momentum_buffer"] for state in trainer.optimizer.state.values())]
     assert all(value.isfinite().all() for value in tensors)
 
 
 def moved(trainer: Trainer, batches) -> torch.Tensor:
     """How these steps change the weights, one vector."""
-    before = torch.cat([parameter.detach().flatten() for parameter in trainer.model.parameters()])
+    before = torch.cat([parameter.detach().flatten() for parameter in trainer.task.parameters()])
     losses(trainer, batches)
-    return torch.cat([parameter.detach().flatten() for parameter in trainer.model.parameters()]) - before
+    return torch.cat([parameter.detach().flatten() for parameter in trainer.task.parameters()]) - before
 
 
 @pytest.mark.parametrize("graph_after", [False, True])
@@ -154,7 +185,7 @@ def test_a_recording_sees_what_the_loader_delivers(small_set):
     """Though the host runs far ahead of the GPU, which has other work: no batch's memory is used again too early."""
     preprocess = prepare("gcn", [small_set], progress=False)
 
-    def sums(graphed: bool) -> torch.Tensor:
+    def seen(graphed: bool) -> torch.Tensor:
         """The sums of the pixels of each batch, (200, 2)."""
         found, number = torch.zeros(200, 2, device="cuda", dtype=torch.float64), torch.zeros(1, device="cuda").long()
 
@@ -162,7 +193,7 @@ def test_a_recording_sees_what_the_loader_delivers(small_set):
             found.index_copy_(0, number, torch.stack([part.images.double().sum() for part in batch])[None])
             number.add_(1)
         loader = SemiSupervisedLoader(small_set, [small_set], preprocess, batch_unlabeled=4, device="cuda")
-        run = GraphedStep(step, torch.device("cuda"), loader.settle) if graphed else step
+        run = GraphedStep(step, CudaGraph(torch.device("cuda"), loader.settle)) if graphed else step
         matrix = torch.randn(4096, 4096, device="cuda")
         for _ in range(200):
             if graphed:
@@ -172,6 +203,6 @@ def test_a_recording_sees_what_the_loader_delivers(small_set):
             run(next(loader))
         loader.close()
         return found.cpu()
-    quiet, busy = sums(False), sums(True)
+    quiet, busy = seen(False), seen(True)
     assert torch.equal(quiet, busy)
     assert len(quiet[:, 0].unique()) == 200

@@ -7,9 +7,10 @@ import torch
 from torch import nn
 from torch._dynamo.utils import counters
 
-from sesemi.model import SesemiModel
+from pipelines.batch import Examples
 from sesemi.networks import build_trunk
 from sesemi.networks.layers import count_parameters
+from sesemi.task import SesemiTask
 
 
 def conv_parameters(inputs: int, outputs: int, size: int) -> int:
@@ -68,8 +69,8 @@ def test_no_such_network(name):
 
 def test_initial_weights_and_batch_norm_are_keras_s():
     torch.manual_seed(0)
-    model = SesemiModel("convnet", 10)
-    convolutions = [layer for layer in model.modules() if isinstance(layer, nn.Conv2d)]
+    task = SesemiTask(build_trunk("convnet"), 10)
+    convolutions = [layer for layer in task.modules() if isinstance(layer, nn.Conv2d)]
     for layer in convolutions:
         fan_in = layer.weight[0].numel()
         deviation = math.sqrt(2 / fan_in)
@@ -77,10 +78,10 @@ def test_initial_weights_and_batch_norm_are_keras_s():
         limit = 2 * deviation / 0.87962566103423978
         assert 0.95 * limit < layer.weight.abs().max().item() <= limit * (1 + 1e-6)  # truncated at two
         assert layer.bias is None
-    for layer in model.modules():
+    for layer in task.modules():
         if isinstance(layer, nn.BatchNorm2d):
             assert (layer.momentum, layer.eps) == (0.01, 0.001)
-    for head, outputs in ((model.class_head, 10), (model.proxy_head, 6)):
+    for head, outputs in ((task.class_head, 10), (task.proxy_head, 6)):
         limit = math.sqrt(6 / (128 + outputs))
         assert head.weight.abs().max().item() <= limit
         assert head.weight.std().item() == pytest.approx(limit / math.sqrt(3), rel=0.1)
@@ -88,10 +89,10 @@ def test_initial_weights_and_batch_norm_are_keras_s():
 
 def test_batch_statistics_are_per_branch():
     torch.manual_seed(0)
-    model = SesemiModel("wrn-10-1", 4, dropout=0.0)
+    task = SesemiTask(build_trunk("wrn-10-1"), 4, dropout=0.0)
     labeled, unlabeled = torch.randn(8, 3, 32, 32), 3 + torch.randn(12, 3, 32, 32)
-    together, proxy = model(labeled, unlabeled)
-    alone, none = model(labeled)
+    together, proxy = task.logits(labeled, unlabeled)
+    alone, none = task.logits(labeled)
     assert torch.allclose(together, alone, atol=1e-5)  # not changed by the other branch
     assert none is None
     assert proxy.shape == (12, 6)
@@ -99,45 +100,48 @@ def test_batch_statistics_are_per_branch():
 
 @pytest.mark.parametrize("name", ["convnet", "nin", "wrn-16-1"])
 def test_running_statistics_are_the_labeled_branch_s_alone(name):
-    """Against a model that never saw the other branch; of the first layer by hand, from Keras's momentum."""
+    """Against a task that never saw the other branch; of the first layer by hand, from Keras's momentum."""
     labeled, unlabeled = torch.randn(8, 3, 16, 16), 3 + 2 * torch.randn(12, 3, 16, 16)
     buffers = []
     for others in (unlabeled, None):
         torch.manual_seed(0)
-        model = SesemiModel(name, 4)
+        task = SesemiTask(build_trunk(name), 4)
         for _ in range(3):
-            model(labeled, others)
-        buffers.append(dict(model.named_buffers()))
+            task.logits(labeled, others)
+        buffers.append(dict(task.named_buffers()))
     assert buffers[0].keys() == buffers[1].keys()
     assert all(torch.equal(value, buffers[1][buffer]) for buffer, value in buffers[0].items())
-    values = model.trunk[0][0](labeled)
+    values = task.trunk[0][0](labeled)
     kept = 0.99**3
     assert torch.allclose(buffers[0]["trunk.0.1.running_mean"], (1 - kept) * values.mean((0, 2, 3)), atol=1e-5)
     assert torch.allclose(buffers[0]["trunk.0.1.running_var"], kept + (1 - kept) * values.var((0, 2, 3)), atol=1e-4)
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("fused", [True, False])
 @pytest.mark.parametrize("name", ["convnet", "wrn-10-1"])
-def test_a_compiled_model_trains_and_is_evaluated_as_it_is(name):
-    """From two graphs, one for each branch: in pieces it would be no faster."""
+def test_a_compiled_task_trains_and_is_evaluated_as_it_is(name, fused):
+    """From one graph, loss and both branches included: in pieces it would be no faster."""
     torch.manual_seed(1)
-    images, views = torch.randn(6, 3, 16, 16), torch.randn(12, 3, 16, 16)
+    labeled = Examples(torch.randn(6, 3, 16, 16), torch.arange(6) % 4)
+    unlabeled = Examples(torch.randn(12, 3, 16, 16), torch.arange(12) % 6)
     states, outputs = [], []
     for compiled in (False, True):
         torch.manual_seed(0)
-        model = SesemiModel(name, 4, dropout=0.0)
+        task = SesemiTask(build_trunk(name), 4, dropout=0.0, fused=fused)
+        forward = task
         if compiled:
             torch._dynamo.reset()
             counters.clear()
-            model.compile_trunk()
+            forward = torch.compile(task, dynamic=False, fullgraph=True)
         for _ in range(2):
-            model.zero_grad()
-            classes, proxies = model(images, views)
-            (classes.square().mean() + proxies.square().mean()).backward()
-        model.eval()
-        outputs.append([classes, proxies, model(images[:5])[0], *(p.grad for p in model.parameters())])
-        states.append(model.state_dict())
-    assert counters["stats"]["unique_graphs"] == 2
+            task.zero_grad()
+            found = forward(labeled, unlabeled)
+            found["loss"].backward()
+        task.eval()
+        outputs.append([*found.values(), task.predict(labeled.images), *(p.grad for p in task.parameters())])
+        states.append(task.state_dict())
+    assert counters["stats"]["unique_graphs"] == 1
     assert states[0].keys() == states[1].keys()
     for one, other in (*zip(*outputs, strict=True), *zip(*(state.values() for state in states), strict=True)):
         assert (one - other).norm() <= 1e-4 * other.norm()
@@ -145,9 +149,9 @@ def test_a_compiled_model_trains_and_is_evaluated_as_it_is(name):
 
 def test_dropout_is_before_the_class_head_only():
     torch.manual_seed(0)
-    model = SesemiModel("wrn-10-1", 4, dropout=0.5)
+    task = SesemiTask(build_trunk("wrn-10-1"), 4, dropout=0.5)
     images = torch.randn(4, 3, 32, 32)
-    one, other = model(images, images), model(images, images)
+    one, other = task.logits(images, images), task.logits(images, images)
     assert not torch.equal(one[0], other[0])
     assert torch.equal(one[1], other[1])
 
@@ -170,7 +174,7 @@ def test_dropout_in_the_trunk_is_where_the_reference_has_it(name, places):
 @pytest.mark.parametrize("name", ["convnet", "nin", "wrn-10-1"])
 @pytest.mark.parametrize("size", [48, 64, 96])
 def test_other_image_sizes(name, size):
-    model = SesemiModel(name, 4).eval()
-    classes, proxy = model(torch.zeros(1, 3, size, size), torch.zeros(2, 3, size, size))
+    task = SesemiTask(build_trunk(name), 4).eval()
+    classes, proxy = task.logits(torch.zeros(1, 3, size, size), torch.zeros(2, 3, size, size))
     assert classes.shape == (1, 4)
     assert proxy.shape == (2, 6)

@@ -6,6 +6,7 @@ import pytest
 from pipelines.common.errors import UsageError
 from pipelines.shards import ShardSet
 from sesemi.config import Config
+from sesemi.resolve import extra_path, resolve
 from tests.conftest import random_images, write_set
 
 
@@ -36,7 +37,7 @@ REFERENCE = [
 
 @pytest.mark.parametrize(("dataset", "network", "method", "expected"), REFERENCE)
 def test_the_reference_s_settings(sets, dataset, network, method, expected):
-    config = Config(dataset, network, method, labels=20, device="cpu").resolve(*sets[dataset])
+    config = resolve(Config(dataset, network, method, labels=20, device="cpu"), *sets[dataset])
     assert (config.epochs, config.flips, config.preprocess, config.dropout, config.trunk_dropout) == expected
     steps_per_epoch = 20 // 16 if method == "asl" else 40 // 16
     assert config.steps == config.epochs * steps_per_epoch
@@ -46,17 +47,17 @@ def test_the_reference_s_settings(sets, dataset, network, method, expected):
 def test_each_setting_gives_way_to_a_flag(sets):
     flags = {"epochs": 2, "flips": True, "preprocess": "standardize", "dropout": 0.0, "trunk_dropout": 0.1,
              "eval_every": 7}
-    config = Config("svhn", device="cpu", **flags).resolve(*sets["svhn"])
+    config = resolve(Config("svhn", device="cpu", **flags), *sets["svhn"])
     assert {name: getattr(config, name) for name in flags} == flags
 
 
 def test_with_extra_images_the_epoch_is_twice_as_long(sets, tmp_path):
     train, test = sets["cifar100"]
     extra = write_set(tmp_path / "extra", random_images(300, 16))
-    config = Config("cifar100", extra="extra", device="cpu").resolve(train, test, extra)
+    config = resolve(Config("cifar100", extra="extra", device="cpu"), train, test, extra)
     assert config.steps == 50 * (40 // 8)
     with pytest.raises(UsageError, match="12×12×3 found, 16×16×3 expected"):
-        Config("cifar100", extra="extra", device="cpu").resolve(train, test, write_set(tmp_path / "x",
+        resolve(Config("cifar100", extra="extra", device="cpu"), train, test, write_set(tmp_path / "x",
                                                                                        random_images(9, 12)))
 
 
@@ -64,10 +65,10 @@ def test_with_extra_images_the_epoch_is_twice_as_long(sets, tmp_path):
 def test_own_images_are_whitened_up_to_48_pixels(tmp_path, size, kind):
     train, test = (write_set(tmp_path / split, random_images(16, size), np.arange(16) % 2, ("a", "b"), split,
                              shard_bytes=2**20) for split in ("train", "test"))
-    assert Config("x", device="cpu").resolve(train, test).preprocess == kind
+    assert resolve(Config("x", device="cpu"), train, test).preprocess == kind
     if size > 48:
         with pytest.raises(UsageError, match=f"--preprocess: found zca for images of {size}×{size}"):
-            Config("x", preprocess="zca", device="cpu").resolve(train, test)
+            resolve(Config("x", preprocess="zca", device="cpu"), train, test)
 
 
 def test_sets_by_number_name_and_path(tmp_path):
@@ -78,7 +79,7 @@ def test_sets_by_number_name_and_path(tmp_path):
                          ("svhn/extra", "shards/svhn/extra"),
                          (str(tmp_path / "elsewhere/mine"), "elsewhere/mine/train"),
                          (str(tmp_path / "elsewhere/mine/train"), "elsewhere/mine/train")):
-        path = Config("cifar100", extra=extra, data=data).extra_path
+        path = extra_path(Config("cifar100", extra=extra, data=data))
         assert ShardSet(path).path.resolve() == (tmp_path / place).resolve()
 
 
@@ -89,7 +90,7 @@ def test_images_that_are_too_small_for_a_network(tmp_path, network, size, fits):
                    for split in ("train", "test"))
     config = Config("x", network, device="cpu")
     if fits:
-        assert config.resolve(train, test).network == network
+        assert resolve(config, train, test).network == network
     else:
         with pytest.raises(UsageError, match=r"too small|at least 4 pixels"):
-            config.resolve(train, test)
+            resolve(config, train, test)

@@ -1,5 +1,6 @@
 """The trainer on a list of tensors: what it computes, logs, refuses, and how it goes on."""
 
+import copy
 import dataclasses
 import itertools
 import math
@@ -10,9 +11,11 @@ from torch import nn
 
 from pipelines.batch import Batch, Examples
 from pipelines.common.errors import DataError
-from sesemi.evaluation import averaged_prediction, error_rate
-from sesemi.model import SesemiModel
-from sesemi.trainer import Trainer
+from sesemi.evaluation import averaged_prediction, error_rates
+from sesemi.networks import build_trunk
+from sesemi.signals import StopRequest
+from sesemi.task import SesemiTask
+from sesemi.trainer import Trainer, TrainLine
 
 
 def batches(count: int, size: int = 6, seed: int = 0) -> list[Batch]:
@@ -29,47 +32,47 @@ def batches(count: int, size: int = 6, seed: int = 0) -> list[Batch]:
 
 def build(steps=8, **options) -> Trainer:
     torch.manual_seed(0)
-    return Trainer(SesemiModel("wrn-10-1", 2), steps=steps, base_lr=0.05, **options)
+    return Trainer(SesemiTask(build_trunk("wrn-10-1"), 2), steps=steps, base_lr=0.05, **options)
+
+
+def run(trainer: Trainer, data, log_every: int = 100) -> list[TrainLine]:
+    """Train to the end; a line every so many steps, and at the end."""
+    return [trainer.line() for step in trainer.train(data) if step % log_every == 0 or step == trainer.steps]
 
 
 def weights(trainer: Trainer) -> dict[str, torch.Tensor]:
-    return {name: value.clone() for name, value in trainer.model.state_dict().items()}
+    return {name: value.clone() for name, value in trainer.task.state_dict().items()}
 
 
 def test_every_parameter_is_trained():
     trainer = build()
     before = weights(trainer)
-    assert trainer.train(batches(8))
+    assert list(trainer.train(batches(8))) == [1, 2, 3, 4, 5, 6, 7, 8]
     assert trainer.step == 8
     assert trainer.images == 8 * 12
     assert [name for name, value in weights(trainer).items() if torch.equal(value, before[name])] == []
 
 
 def test_loss_falls():
-    lines = []
-    trainer = build(steps=30, log_every=10, on_log=lines.append)
-    trainer.train(itertools.cycle(batches(3)))
+    lines = run(build(steps=30), itertools.cycle(batches(3)), log_every=10)
     assert lines[-1].class_loss < lines[0].class_loss
     assert lines[-1].proxy_loss < lines[0].proxy_loss
 
 
 def test_supervised_leaves_the_proxy_head_alone():
-    lines = []
-    trainer = build(log_every=4, on_log=lines.append)
+    trainer = build()
     before = weights(trainer)
-    trainer.train([batch._replace(unlabeled=None) for batch in batches(8)])
+    lines = run(trainer, [batch._replace(unlabeled=None) for batch in batches(8)], log_every=4)
     changed = {name for name, value in weights(trainer).items() if not torch.equal(value, before[name])}
     assert not any(name.startswith("proxy_head") for name in changed)
     assert any(name.startswith("class_head") for name in changed)
-    assert lines[-1].proxy_loss is None
+    assert lines[-1].proxy_loss is lines[-1].proxy_accuracy is None
     assert trainer.images == 8 * 6
 
 
 def test_logged_means_are_those_of_the_steps_between():
     """Against one line a step."""
-    single, grouped = [], []
-    build(log_every=1, on_log=single.append).train(batches(8))
-    build(log_every=3, on_log=grouped.append).train(batches(8))
+    single, grouped = (run(build(), batches(8), log_every) for log_every in (1, 3))
     assert [line.step for line in grouped] == [3, 6, 8]
     for line, part in zip(grouped, (single[0:3], single[3:6], single[6:8]), strict=True):
         for name in ("class_loss", "proxy_loss", "proxy_accuracy"):
@@ -80,22 +83,22 @@ def test_logged_means_are_those_of_the_steps_between():
     assert single[4].learning_rate == pytest.approx(0.05 * math.sqrt(0.5))
 
 
-def test_stop_leaves_after_the_step_and_goes_on_to_the_bit():
-    whole, part = [], []
-    uninterrupted = build(log_every=3, on_log=whole.append)
-    assert uninterrupted.train(batches(8))
-    first = build(log_every=3, on_log=part.append)
-    first.after_step = lambda step: first.stop() if step == 5 else None
-    assert not first.train(batches(8))
+@pytest.mark.parametrize("options", [{}, {"ema": 0.9, "dtype": torch.float16}])
+def test_left_after_a_step_it_goes_on_to_the_bit(options):
+    uninterrupted = build(**options)
+    whole = run(uninterrupted, batches(8), log_every=3)
+    first = build(**options)
+    part = [first.line() for step in itertools.islice(first.train(batches(8)), 5) if step % 3 == 0]
     assert first.step == 5
-    state = first.state_dict()
+    state = copy.deepcopy(first.state_dict())
     random = torch.get_rng_state()
-    second = build(log_every=3, on_log=part.append)
+    second = build(**options)
     second.load_state_dict(state)
     torch.set_rng_state(random)
-    assert second.train(batches(8)[5:])
-    for name, value in weights(second).items():
-        assert torch.equal(value, weights(uninterrupted)[name]), name
+    part += run(second, batches(8)[5:], log_every=3)
+    for name, task in second.evaluated().items():
+        for tensor, value in task.state_dict().items():
+            assert torch.equal(value, uninterrupted.evaluated()[name].state_dict()[tensor]), (name, tensor)
 
     def numbers(line):
         return {name: value for name, value in dataclasses.asdict(line).items()
@@ -103,15 +106,40 @@ def test_stop_leaves_after_the_step_and_goes_on_to_the_bit():
     assert list(map(numbers, part)) == list(map(numbers, whole))
 
 
+def test_the_average_against_a_loop():
+    """Weights and running statistics; the decay is small at first."""
+    trainer = build(ema=0.3)
+    expected = {name: value.clone() for name, value in trainer.task.state_dict().items()}
+    for step, batch in enumerate(batches(8)):
+        trainer.train_step(batch)
+        decay = min(0.3, (1 + step) / (10 + step))
+        for name, value in trainer.task.state_dict().items():
+            expected[name] = decay * expected[name] + (1 - decay) * value
+    averaged = trainer.evaluated()["test_error"]
+    assert averaged is not trainer.task
+    for name, value in averaged.state_dict().items():
+        assert torch.allclose(value, expected[name], atol=1e-6), name
+        assert not torch.equal(value, trainer.task.state_dict()[name]), name
+    assert trainer.evaluated()["test_error_raw"] is trainer.task
+
+
+def test_counts_are_copied_into_the_average():
+    """PyTorch's own batch norm counts its batches in an integer."""
+    trunk = nn.Sequential(nn.BatchNorm2d(3), nn.Conv2d(3, 4, 3))
+    trunk.out_channels = 4
+    trainer = Trainer(SesemiTask(trunk, 2), steps=8, base_lr=0.05, ema=0.9)
+    run(trainer, batches(8))
+    assert trainer.averaged.task.trunk[0].num_batches_tracked == trunk[0].num_batches_tracked == 8
+
+
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 def test_mixed_precision_stays_close_to_float32(dtype):
-    exact, mixed = [], []
-    build(log_every=1, on_log=exact.append).train(batches(8))
-    trainer = build(log_every=1, on_log=mixed.append, dtype=dtype)
+    exact = run(build(), batches(8), log_every=1)
+    trainer = build(dtype=dtype)
     assert trainer.scaler.is_enabled() == (dtype == torch.float16)
-    trainer.train(batches(8))
-    assert all(value.isfinite().all() for value in trainer.model.state_dict().values())
-    assert all(parameter.dtype == torch.float32 for parameter in trainer.model.parameters())
+    mixed = run(trainer, batches(8), log_every=1)
+    assert all(value.isfinite().all() for value in trainer.task.state_dict().values())
+    assert all(parameter.dtype == torch.float32 for parameter in trainer.task.parameters())
     for one, other in zip(mixed, exact, strict=True):
         assert one.class_loss == pytest.approx(other.class_loss, rel=0.15, abs=0.1)
         assert one.proxy_loss == pytest.approx(other.proxy_loss, rel=0.15, abs=0.1)
@@ -122,13 +150,13 @@ def test_float16_scales_gradients_and_skips_an_overflow():
     trainer = build(dtype=torch.float16)
     scale = trainer.scaler.get_scale()
     before = weights(trainer)
-    for layer in trainer.model.modules():
+    for layer in trainer.task.modules():
         if isinstance(layer, nn.Linear):
             layer.register_full_backward_hook(lambda module, grads, _: tuple(g * float("inf") for g in grads))
     trainer.train_step(batches(1)[0])
     assert trainer.scaler.get_scale() == scale / 2
     after = weights(trainer)
-    assert all(torch.equal(after[name], before[name]) for name, _ in trainer.model.named_parameters())
+    assert all(torch.equal(after[name], before[name]) for name, _ in trainer.task.named_parameters())
 
 
 @pytest.mark.parametrize("overflows", [{0}, {1}, {0, 1}])
@@ -141,7 +169,7 @@ def test_float16_goes_on_after_an_overflow_as_if_it_had_not_been(overflows):
     runs = []
     for drop in (False, True):
         trainer = build(dtype=torch.float16)
-        for layer in trainer.model.modules():
+        for layer in trainer.task.modules():
             if isinstance(layer, nn.BatchNorm2d):
                 layer.momentum = 0.0  # running statistics do see the overflow
         trainer.scaler = torch.amp.GradScaler("cpu", init_scale=2.0**8)
@@ -155,21 +183,21 @@ def test_float16_goes_on_after_an_overflow_as_if_it_had_not_been(overflows):
                 trainer.train_step(batch)
         runs.append(trainer)
     assert runs[0].scaler.get_scale() == runs[1].scaler.get_scale()
-    for (name, one), other in zip(runs[0].model.named_parameters(), runs[1].model.parameters(), strict=True):
+    for (name, one), other in zip(runs[0].task.named_parameters(), runs[1].task.parameters(), strict=True):
         assert one.isfinite().all(), name
         assert torch.equal(one, other), name
-    for parameter, other in zip(runs[0].model.parameters(), runs[1].model.parameters(), strict=True):
+    for parameter, other in zip(runs[0].task.parameters(), runs[1].task.parameters(), strict=True):
         assert torch.equal(runs[0].optimizer.state[parameter]["momentum_buffer"],
                            runs[1].optimizer.state[other]["momentum_buffer"])
 
 
 @pytest.mark.parametrize("log_every", [1, 100])
 def test_a_loss_that_is_not_finite_stops_the_run(log_every):
-    trainer = build(log_every=log_every)
+    trainer = build()
     bad = batches(8)
     bad[3].labeled.images[0] = float("nan")
     with pytest.raises(DataError, match=r"no longer finite at step (4|8) .*lower --lr"):
-        trainer.train(bad)
+        run(trainer, bad, log_every)
     with pytest.raises(DataError, match="no longer finite"):
         trainer.state_dict()
 
@@ -195,18 +223,39 @@ class Evaluation(list):
     views = 1
 
 
-def test_error_rate_counts_every_image_once_and_leaves_the_model_alone():
-    trainer = build()
-    model = trainer.model
-    model.eval()
+def test_error_rates_count_every_image_once_and_leave_the_tasks_alone():
+    trainer = build(ema=0.9)
+    task = trainer.task
+    task.eval()
     images = torch.randn(25, 3, 16, 16)
     with torch.no_grad():
-        right = model(images)[0].argmax(dim=1)
+        right = task.predict(images).argmax(dim=1)
     labels = right.clone()
     labels[[3, 11, 24]] = 1 - labels[[3, 11, 24]]
-    model.train()
+    task.train()
     before = weights(trainer)
+    with torch.no_grad():
+        trainer.averaged.task.class_head.bias[0] = 1e6  # it says 0 for everything
     loader = Evaluation([Examples(images[a:a + 10], labels[a:a + 10]) for a in (0, 10, 20)])
-    assert error_rate(model, loader, trainer.autocast, progress=False) == (3 / 25, 25)
-    assert model.training
+    errors, count = error_rates(trainer.evaluated(), loader, trainer.autocast, progress=False)
+    assert errors == {"test_error_raw": 3 / 25, "test_error": pytest.approx(labels.float().mean().item())}
+    assert count == 25
+    assert task.training
     assert all(torch.equal(value, before[name]) for name, value in weights(trainer).items())
+
+
+def test_an_evaluation_stops_between_two_forward_passes(monkeypatch):
+    """The first of them: of a batch of 20 images, 8 at a time."""
+    monkeypatch.setattr("sesemi.evaluation.FORWARD_VALUES", {"cpu": 8 * 3 * 16 * 16})
+    trainer, stop = build(), StopRequest()
+    sizes, real = [], trainer.task.predict
+
+    def predict(images):
+        sizes.append(len(images))
+        stop.signal = 2
+        return real(images)
+    monkeypatch.setattr(trainer.task, "predict", predict)
+    loader = Evaluation([Examples(torch.randn(20, 3, 16, 16), torch.zeros(20, dtype=torch.long))])
+    assert error_rates(trainer.evaluated(), loader, trainer.autocast, stop, progress=False) is None
+    assert sizes == [8]
+    assert trainer.task.training

@@ -1,0 +1,111 @@
+"""How the data and the machine make a configuration final, and refuse what they cannot do."""
+
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+
+from pipelines.common.errors import DataError, UsageError, reason
+from pipelines.sampling import MAX_SHIFT, class_balanced_subset
+from pipelines.shards import ShardSet
+from pipelines.shards.manifest import MANIFEST
+from sesemi.config import Config
+from sesemi.device import default_precision
+from sesemi.networks import build_trunk, is_own
+from sesemi.presets import preset_for
+
+ZCA_PIXELS = 48  # the covariance of 48×48 RGB takes 0.4 GB, that of 96×96 takes 6
+
+
+def open_sets(config: Config) -> dict[str, ShardSet]:
+    """The shard sets of a run by name: train, test and, where the configuration has one, extra."""
+    sets = {"train": ShardSet(config.train_path), "test": ShardSet(config.test_path)}
+    if config.extra is not None:
+        sets["extra"] = ShardSet(extra_path(config))
+    return sets
+
+
+def extra_path(config: Config) -> Path:
+    """The shard set that ``extra`` names; raises DataError where there is none."""
+    name = f"tinyimages-{config.extra}" if config.extra.isdecimal() or config.extra == "all" else config.extra
+    for path in (Path(config.data) / name / "train", Path(config.data) / name, Path(name) / "train", Path(name)):
+        if (path / MANIFEST).exists():
+            return path
+    raise DataError(f"--extra {config.extra}: no shard set {Path(config.data) / name / 'train'} here ({MANIFEST} not "
+                    f"found); python -m tools.prepare makes one")
+
+
+def resolve(config: Config, train: ShardSet, test: ShardSet, extra: ShardSet | None = None) -> Config:
+    """The configuration with nothing left open; raises UsageError where the data does not allow it."""
+    height, width, _ = train.image_shape
+    if train.classes is None:
+        raise UsageError(f"--dataset {config.dataset}: {train.path} has no labels; prepare it from train/<class>/")
+    if (test.classes, test.image_shape) != (train.classes, train.image_shape):
+        raise UsageError(f"--dataset {config.dataset}: {test.path} has other classes or another image size than "
+                         f"{train.path}; prepare both together")
+    if height != width or height < 2 * MAX_SHIFT:
+        raise UsageError(f"--dataset {config.dataset}: images of {height}×{width}, square ones of at least "
+                         f"{2 * MAX_SHIFT} pixels expected")
+    _check_network(config.network, train)
+    if extra is not None and extra.image_shape != train.image_shape:
+        raise UsageError(f"--extra {config.extra}: images of {_size(extra)} found, {_size(train)} expected as in "
+                         f"{train.path}")
+    preprocess = config.preprocess or preset_for(train.manifest.dataset).preprocess
+    if preprocess is None:
+        preprocess = "zca" if height <= ZCA_PIXELS else "gcn"
+    if preprocess == "zca" and height > ZCA_PIXELS:
+        raise UsageError(f"--preprocess: found zca for images of {_size(train)}, expected at most {ZCA_PIXELS}×"
+                         f"{ZCA_PIXELS}, since its matrices take gigabytes; gcn and standardize do not")
+    device = config.device or ("cuda:0" if torch.cuda.is_available() else "cpu")
+    labels = config.labels or len(train)
+    _check_count("--labels", labels, train)
+    if config.eval_images is not None:
+        _check_count("--eval-images", config.eval_images, test)
+    config = replace(config, labels=labels)
+    steps_per_epoch = config.steps_per_epoch(len(train))
+    if not steps_per_epoch:
+        raise UsageError(f"--batch-unlabeled: found {config.batch_unlabeled}, more than there are images for the "
+                         f"proxy branch ({labels if config.method == 'asl' else len(train)})")
+    preset = preset_for(train.manifest.dataset)
+    dropout, trunk_dropout = preset.dropout(config.network, config.method)
+    epochs = config.epochs or preset.epochs_of(config.method)
+    evaluate = 0 if config.method == "asl" else steps_per_epoch
+    extra_name = "" if config.extra is None else f"-extra-{Path(config.extra).name}"
+    return replace(
+        config, device=device, epochs=epochs, steps=config.steps or epochs * steps_per_epoch, preprocess=preprocess,
+        flips=preset.flips if config.flips is None else config.flips,
+        dropout=dropout if config.dropout is None else config.dropout,
+        trunk_dropout=trunk_dropout if config.trunk_dropout is None else config.trunk_dropout,
+        precision=config.precision or default_precision(torch.device(device)),
+        cuda_graph=config.cuda_graph and device != "cpu",
+        eval_every=evaluate if config.eval_every is None else config.eval_every,
+        run=config.run or f"runs/{config.dataset}-{config.network.replace(':', '.')}-{labels}-{config.method}"
+                          f"{extra_name}-seed{config.seed}")
+
+
+def _check_network(name: str, images: ShardSet) -> None:
+    """Send one image through the network: on the meta device, but through the user's own, which may not know it."""
+    height, width, channels = images.image_shape
+    with torch.device("cpu" if is_own(name) else "meta"), torch.no_grad():
+        trunk = build_trunk(name, channels)
+        try:
+            features = trunk.eval()(torch.zeros(1, channels, height, width))
+        except RuntimeError as error:
+            problem = f"do not go through it ({reason(error)})" if is_own(name) else "are too small for it"
+            raise UsageError(f"--network {name}: images of {_size(images)} {problem}") from None
+    found = tuple(features.shape) if isinstance(features, torch.Tensor) else type(features).__name__
+    if not isinstance(features, torch.Tensor) or features.ndim != 4 or features.shape[1] != trunk.out_channels:
+        raise UsageError(f"--network {name}: {found} for one image found, expected features of "
+                         f"(1, {trunk.out_channels}, h, w) by its out_channels")
+
+
+def _size(shard_set: ShardSet) -> str:
+    height, width, channels = shard_set.image_shape
+    return f"{height}×{width}×{channels}"
+
+
+def _check_count(flag: str, count: int, shard_set: ShardSet) -> None:
+    try:
+        class_balanced_subset(shard_set.labels, count, len(shard_set.classes))
+    except ValueError as error:
+        raise UsageError(f"{flag}: {error}; data: {shard_set.path}") from None

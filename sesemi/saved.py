@@ -1,0 +1,129 @@
+"""A run's folder → its configuration, its whitening, its trained task; and what another run may begin with. No DALI."""
+
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from pipelines.common.errors import DataError, UsageError, damage
+from pipelines.whitening import Preprocess
+from sesemi import checkpoint
+from sesemi.config import CHANGEABLE, Config
+from sesemi.networks import is_own
+from sesemi.runlog import RunFolder
+from sesemi.task import SesemiTask, build_task
+
+HEADS = ("class_head.", "proxy_head.")
+TRUNK = "trunk."
+LISTED = 8  # names in a message, of each kind
+
+
+def load_config(folder: RunFolder, device: str | None = None, network: str | None = None) -> Config:
+    """The configuration a run was started with, on its device or another.
+
+    Args:
+        folder: of the run.
+        device: None for the run's.
+        network: what the user asked for; has to be given where it is the user's own code, ``module:function``: what a
+            folder says never makes code run.
+    """
+    saved = folder.read(folder.config)
+    try:
+        config = Config(**{name: saved[name] for name in Config.__dataclass_fields__ if name in saved})
+    except TypeError as error:
+        raise DataError(f"{folder.config}: not the configuration of a run ({error})") from None
+    if is_own(config.network) and network != config.network:
+        raise UsageError(f"--network: {folder.path} has a network of its own; if you trust that code, add --network "
+                         f"{config.network}, which imports it")
+    device = device or config.device
+    if device.startswith("cuda") and not torch.cuda.is_available():
+        raise UsageError(f"--gpu: {folder.path} was trained on {device}, no GPU here; evaluate takes --gpu none")
+    return Config(**{**config.as_dict(), "device": device, "run": str(folder.path)})
+
+
+def saved_fingerprints(folder: RunFolder) -> dict[str, str]:
+    """The fingerprints of the sets that a run was started with, by name, from its config.json."""
+    saved = folder.read(folder.config).get("data_fingerprints")
+    if not isinstance(saved, dict):
+        raise DataError(f"{folder.config}: not the configuration of a run (no data_fingerprints)")
+    return saved
+
+
+def identity(config: Config, fingerprints: dict[str, str]) -> dict:
+    """What a checkpoint holds for: the settings that a resumed run may not change, and the data."""
+    fixed = {name: value for name, value in config.as_dict().items() if name not in {*CHANGEABLE, "device", "data"}}
+    return fixed | {f"images of {name}": fingerprint for name, fingerprint in fingerprints.items()}
+
+
+def load_whitening(folder: RunFolder, config: Config, fingerprints: dict[str, str]) -> Preprocess:
+    """What a run normalises its images by; DataError where its file is another's."""
+    preprocess = Preprocess.load(folder.whitening)
+    expected = [fingerprint for name, fingerprint in fingerprints.items() if name != "test"]
+    found = preprocess.fitted_on.get("fingerprints", expected)  # nothing is fitted for GCN
+    if preprocess.kind != config.preprocess or found != expected:
+        raise DataError(f"{folder.whitening}: of another run: {preprocess.kind} found, fitted on other images or not "
+                        f"{config.preprocess}")
+    return preprocess
+
+
+def load_tasks(folder: RunFolder, config: Config, num_classes: int, channels: int) -> dict[str, SesemiTask]:
+    """A run's trained tasks, named as ``Trainer.evaluated`` names them: the averaged one first, where it has one."""
+    state = checkpoint.load(folder.checkpoint, torch.device(config.device))
+    with checkpoint.fits(folder.checkpoint):
+        checkpoint.check_same_run(folder.checkpoint, state["run"], identity(config, saved_fingerprints(folder)))
+        averaged = state["trainer"]["averaged"]
+        states = {"test_error": state["trainer"]["task"]} if averaged is None else \
+            {"test_error": averaged, "test_error_raw": state["trainer"]["task"]}
+        tasks = {name: build_task(config, num_classes, channels) for name in states}
+        for name, task in tasks.items():
+            task.load_state_dict(states[name])
+    return tasks
+
+
+def read_trunk(path: Path) -> dict[str, torch.Tensor]:
+    """The weights and buffers of a trunk by name.
+
+    Args:
+        path: a run's folder, whose average is taken where it has one; or a .safetensors file of a whole task
+            (``trunk.…``), or of a trunk alone.
+
+    Raises:
+        DataError: neither; missing or damaged.
+        UsageError: a .safetensors file, and no package of that name.
+    """
+    if path.is_dir():
+        where = RunFolder(path).checkpoint
+        state, _ = checkpoint.load_newest(where, torch.device("cpu"))
+        with checkpoint.fits(where):
+            tensors = dict(state["trainer"]["averaged"] or state["trainer"]["task"])
+    elif path.suffix == ".safetensors":
+        try:
+            from safetensors.torch import load_file
+        except ImportError:
+            raise UsageError(f"--init: reading {path} needs the package safetensors: pip install safetensors") from None
+        with damage(f"{path}: not a readable .safetensors file", passes=(OSError,)):
+            tensors = load_file(path)
+    else:
+        raise DataError(f"--init: {path} found, expected the folder of a run, or a file that ends in .safetensors")
+    if any(name.startswith(TRUNK) for name in tensors):
+        tensors = {name.removeprefix(TRUNK): value for name, value in tensors.items() if not name.startswith(HEADS)}
+    return tensors
+
+
+def load_trunk(trunk: nn.Module, tensors: dict[str, torch.Tensor], where: str) -> None:
+    """Have a trunk begin with what ``read_trunk`` read; UsageError, listing the differences, where it does not fit."""
+    expected = trunk.state_dict()
+    shapes = [f"{name} {tuple(tensors[name].shape)} found, {tuple(value.shape)} expected"
+              for name, value in expected.items() if name in tensors and tensors[name].shape != value.shape]
+    differences = [_listed("missing", [name for name in expected if name not in tensors]),
+                   _listed("unexpected", [name for name in tensors if name not in expected]),
+                   _listed("of other shapes", shapes)]
+    if any(differences):
+        raise UsageError(f"--init: {where} does not fit the network: {'; '.join(filter(None, differences))}")
+    for name, value in expected.items():
+        value.copy_(tensors[name])
+
+
+def _listed(kind: str, names: list[str]) -> str:
+    more = f", and {len(names) - LISTED} more" if len(names) > LISTED else ""
+    return f"{kind}: {', '.join(names[:LISTED])}{more}" if names else ""
