@@ -47,7 +47,7 @@ class _Watched:
 
     def __init__(self, file: BinaryIO):
         self._file = file
-        self.error: OSError | None = None
+        self.error: BaseException | None = None
 
     def write(self, data: bytes) -> int:
         return self._watch(self._file.write, data)
@@ -58,7 +58,7 @@ class _Watched:
     def _watch(self, act: Callable, *arguments: object) -> object:
         try:
             return act(*arguments)
-        except OSError as error:
+        except BaseException as error:  # Ctrl-C, too
             self.error = error
             raise
 

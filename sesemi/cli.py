@@ -1,6 +1,7 @@
 """The command line: python -m sesemi train, python -m sesemi evaluate."""
 
 import argparse
+import shlex
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -104,7 +105,8 @@ def train_command(given: dict) -> int:
             raise UsageError("--resume: which run? give its folder by --run")
         folder = RunFolder(given["run"])
         finished = folder.read(folder.result) if folder.result.exists() else None
-        config = resumed_config(folder, given, finished)
+        if finished is None or len(given) > 1:  # other flags than --run may contradict what the run was
+            config = resumed_config(folder, given, finished)
         if finished is not None:
             print(f"{folder.path} is finished: {describe(finished)}")
             return 0
@@ -130,7 +132,7 @@ def resumed_config(folder: RunFolder, given: dict, finished: dict | None) -> Con
             if finished is not None and name in {"steps", "epochs"}:
                 raise UsageError(f"--{name}: found {value}, but {folder.path} is finished, its learning rate at zero "
                                  f"after {config.steps} steps; to train on from its weights, start a new --run with "
-                                 f"--init {folder.path}")
+                                 f"--init {shlex.quote(str(folder.path))}")
             raise UsageError(f"--{name.replace('_', '-')}: found {value}, but {folder.path} was started with "
                              f"{getattr(config, name)}; leave it out, or start a new --run")
     return Config(**{**config.as_dict(), **given})

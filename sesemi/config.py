@@ -1,5 +1,6 @@
 """The settings of a run, one frozen dataclass: fields and their ranges, without PyTorch. See ``sesemi.resolve``."""
 
+import re
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -10,6 +11,7 @@ from sesemi.networks import check_name, is_own
 METHODS = ("sesemi", "asl", "supervised")
 PRECISIONS = ("fp32", "bf16", "fp16")
 PREPROCESS = ("zca", "gcn", "standardize")
+OPTIONAL = {"extra", "init", "ema", "eval_images"}  # which may be None when all is resolved
 CHANGEABLE = {"run", "cuda_graph", "log_every", "checkpoint_every", "keep"}  # when a run is resumed; which GPU, too
 
 
@@ -79,6 +81,8 @@ class Config:
                 raise UsageError(f"--{name.replace('_', '-')}: found {value}, expected at least 1")
         if not 0 <= self.seed < 2**63:
             raise UsageError(f"--seed: found {self.seed}, expected 0 to 2^63 − 1")
+        if self.device is not None and not re.fullmatch(r"cpu|cuda(:\d+)?", self.device):
+            raise UsageError(f"device: found {self.device!r}, expected cpu or cuda:N")
         if not 0 < self.lr < float("inf"):
             raise UsageError(f"--lr: found {self.lr}, expected a positive number")
         for name in ("dropout", "trunk_dropout"):

@@ -7,6 +7,7 @@ from typing import Protocol
 import torch
 
 from pipelines.batch import Batch, Examples
+from pipelines.common.errors import UsageError, reason
 
 WARM_UP = 3  # eager steps first: cuDNN chooses its algorithms, the optimiser and the gradient scaler make their state
 
@@ -48,12 +49,16 @@ class CudaGraph:
         current.wait_stream(self._stream)
 
     def record(self, work: Callable[[], None]) -> None:
-        """Keep the kernels that the work launches."""
+        """Keep the kernels that the work launches; UsageError for work that waits for the GPU."""
         self._settle()
-        # What other threads do is theirs: in the default mode an allocation of one would end the recording.
-        with torch.cuda.device(self._device), \
-                torch.cuda.graph(self._graph, stream=self._stream, capture_error_mode="thread_local"):
-            work()
+        try:
+            # What other threads do is theirs: in the default mode an allocation of one would end the recording.
+            with torch.cuda.device(self._device), \
+                    torch.cuda.graph(self._graph, stream=self._stream, capture_error_mode="thread_local"):
+                work()
+        except RuntimeError as error:
+            raise UsageError(f"--cuda-graph: the training step cannot be recorded ({reason(error)}); leave it out by "
+                             f"--no-cuda-graph") from error
 
     def replay(self) -> None:
         """Launch them, on the current stream."""

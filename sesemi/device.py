@@ -1,6 +1,8 @@
 """The machine: which device a run is on, what it is called, and which precision suits it."""
 
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import torch
 
@@ -38,6 +40,17 @@ def parse_device(gpu: str | None) -> str | None:
         there = f"0 to {count - 1}" if count > 1 else "0" if count else "no GPU here"
         raise UsageError(f"--gpu: found {gpu!r}, expected a GPU's number ({there}), or none for the CPU")
     return f"cuda:{int(gpu)}"
+
+
+@contextmanager
+def compiling(network: str) -> Iterator[None]:
+    """While inside, what torch.compile raises over a network that it cannot make one graph of is a UsageError."""
+    from torch._dynamo.exc import TorchDynamoException
+    try:
+        yield
+    except TorchDynamoException as error:
+        raise UsageError(f"--compile: torch.compile cannot make one graph of {network} ({reason(error)}); leave it "
+                         f"out") from None
 
 
 def default_precision(device: torch.device) -> str:

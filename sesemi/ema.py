@@ -27,7 +27,7 @@ class AveragedTask:
     def __init__(self, task: SesemiTask, limit: float):
         self.task = copy.deepcopy(task).requires_grad_(False)
         self._limit = limit
-        pairs = list(zip(self.task.state_dict().values(), task.state_dict().values(), strict=True))
+        pairs = list(zip(tensors(self.task), tensors(task), strict=True))
         self._averages = [average for average, current in pairs if current.is_floating_point()]
         self._currents = [current for average, current in pairs if current.is_floating_point()]
         self._counts = [pair for pair in pairs if not pair[1].is_floating_point()]  # which some batch norms keep
@@ -45,3 +45,8 @@ class AveragedTask:
         torch._foreach_add_(self._averages, differences)
         for average, current in self._counts:
             average.copy_(current)
+
+
+def tensors(task: SesemiTask) -> list[torch.Tensor]:
+    """Its weights and buffers, each once, though it may have several names."""
+    return [*(parameter.detach() for parameter in task.parameters()), *task.buffers()]

@@ -33,7 +33,7 @@ def error_rates(tasks: Mapping[str, SesemiTask], loader: "EvaluationLoader", aut
     Returns:
         None where ``stop`` was requested.
     """
-    training = {name: task.training for name, task in tasks.items()}
+    training = [(module, module.training) for task in tasks.values() for module in task.modules()]
     wrong, images = dict.fromkeys(tasks, 0), 0
     try:
         for task in tasks.values():
@@ -52,8 +52,8 @@ def error_rates(tasks: Mapping[str, SesemiTask], loader: "EvaluationLoader", aut
                 images += len(labels)
                 bar.update()
     finally:
-        for name, task in tasks.items():
-            task.train(training[name])
+        for module, mode in training:  # each its own: a network of the user's may have frozen parts
+            module.training = mode
     return {name: int(count) / images for name, count in wrong.items()}, images
 
 

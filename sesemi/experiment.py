@@ -1,7 +1,8 @@
 """The two commands: train a run from its configuration, and evaluate one from its folder."""
 
+import shlex
 import sys
-from contextlib import ExitStack
+from contextlib import ExitStack, nullcontext
 from pathlib import Path
 
 import torch
@@ -12,7 +13,7 @@ from pipelines.common.files import created_dirs, locked, remove_leftovers
 from pipelines.shards import ShardSet
 from sesemi import checkpoint
 from sesemi.config import Config
-from sesemi.device import DTYPES, autocast, check_compiler, device_name
+from sesemi.device import DTYPES, autocast, check_compiler, compiling, device_name
 from sesemi.evaluation import error_rates
 from sesemi.networks.layers import count_parameters
 from sesemi.resolve import open_sets, resolve
@@ -69,7 +70,7 @@ def train(config: Config, resume: bool = False) -> dict:
             run.resume()
         print(started(config, task, run.trainer.step) + " (no GPU found)" * no_gpu, file=sys.stderr)
         run.begin()
-        with StopRequest() as stop:
+        with StopRequest() as stop, compiling(config.network) if config.compile else nullcontext():
             fit(run, stop)
     if stop.requested:
         raise Stopped(f"stopped, but {folder.path} is finished: its result is in {folder.result}", stop.signal)
@@ -112,6 +113,6 @@ def evaluate(run: Path | str, device: str | None = None, network: str | None = N
 def _refuse_existing(folder: RunFolder) -> None:
     if folder.result.exists():
         raise UsageError(f"--run: {folder.path} holds a finished run; choose another --run, which may begin with its "
-                         f"trunk by --init {folder.path}")
+                         f"trunk by --init {shlex.quote(str(folder.path))}")
     if folder.checkpoint.exists() or checkpoint.kept(folder.checkpoint):
         raise UsageError(f"--run: {folder.path} holds an unfinished run; go on with --resume or choose another --run")

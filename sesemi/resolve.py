@@ -1,17 +1,18 @@
 """How the data and the machine make a configuration final, and refuse what they cannot do."""
 
+import copy
 from dataclasses import replace
 from pathlib import Path
 
 import torch
 
-from pipelines.common.errors import DataError, UsageError, reason
+from pipelines.common.errors import DataError, UsageError
 from pipelines.sampling import MAX_SHIFT, class_balanced_subset
 from pipelines.shards import ShardSet
 from pipelines.shards.manifest import MANIFEST
 from sesemi.config import Config
 from sesemi.device import default_precision
-from sesemi.networks import build_trunk, is_own
+from sesemi.networks import build_trunk, is_own, own_code
 from sesemi.presets import preset_for
 
 ZCA_PIXELS = 48  # the covariance of 48×48 RGB takes 0.4 GB, that of 96×96 takes 6
@@ -84,15 +85,20 @@ def resolve(config: Config, train: ShardSet, test: ShardSet, extra: ShardSet | N
 
 
 def _check_network(name: str, images: ShardSet) -> None:
-    """Send one image through the network: on the meta device, but through the user's own, which may not know it."""
+    """Send an image through the network: on the meta device, but through the user's own, which may not know it."""
     height, width, channels = images.image_shape
-    with torch.device("cpu" if is_own(name) else "meta"), torch.no_grad():
+    if is_own(name):
         trunk = build_trunk(name, channels)
-        try:
-            features = trunk.eval()(torch.zeros(1, channels, height, width))
-        except RuntimeError as error:
-            problem = f"do not go through it ({reason(error)})" if is_own(name) else "are too small for it"
-            raise UsageError(f"--network {name}: images of {_size(images)} {problem}") from None
+        with own_code(name, f"images of {_size(images)} do not go through it"), torch.no_grad():
+            trunk = copy.deepcopy(trunk).to(memory_format=torch.channels_last).eval()  # as training and --ema do
+            features = trunk(torch.zeros(1, channels, height, width))
+    else:
+        with torch.device("meta"):
+            trunk = build_trunk(name, channels).eval()
+            try:
+                features = trunk(torch.zeros(1, channels, height, width))
+            except RuntimeError:
+                raise UsageError(f"--network {name}: images of {_size(images)} are too small for it") from None
     found = tuple(features.shape) if isinstance(features, torch.Tensor) else type(features).__name__
     if not isinstance(features, torch.Tensor) or features.ndim != 4 or features.shape[1] != trunk.out_channels:
         raise UsageError(f"--network {name}: {found} for one image found, expected features of "

@@ -146,8 +146,9 @@ class Run:
         words = ["python", "-m", "sesemi", "train", "--resume", "--run", str(self.folder.path)]
         if is_own(self.config.network):
             words += ["--network", self.config.network]
-        return (f"stopped {'in the evaluation ' if self.evaluation_due() else ''}at step {self.trainer.step} of "
-                f"{self.config.steps}; go on with: {shlex.join(words)}")
+        evaluation = ", before its evaluation was done" if self.evaluation_due() else ""
+        return (f"stopped at step {self.trainer.step} of {self.config.steps}{evaluation}; go on with: "
+                f"{shlex.join(words)}")
 
     def write_result(self) -> None:
         """result.json."""

@@ -10,7 +10,7 @@ from importlib import metadata
 from pathlib import Path
 from types import ModuleType
 
-from pipelines.common.errors import DataError
+from pipelines.common.errors import DataError, reason
 from pipelines.common.files import naming_errors, write_atomically
 
 PACKAGES = ("torch", "numpy", "numba", "nvidia-dali-cuda120")
@@ -33,8 +33,8 @@ class RunFolder:
             content = json.loads(path.read_text())
         except FileNotFoundError:
             raise DataError(f"{path}: not found; is {self.path} the folder of a run?") from None
-        except ValueError as error:
-            raise DataError(f"{path}: not valid JSON ({error})") from None
+        except (ValueError, RecursionError) as error:
+            raise DataError(f"{path}: not valid JSON ({reason(error)})") from None
         if not isinstance(content, dict):
             raise DataError(f"{path}: a {type(content).__name__} found, an object expected")
         return content
@@ -92,7 +92,8 @@ class EventFile:
 
         Args:
             folder: of the run.
-            step: what earlier files have of later steps is not shown.
+            step: what earlier files have of later steps is not shown. (An evaluation of that very step that was not
+                saved is made again, and then shown twice.)
         """
         try:
             from tensorboard.compat.proto import event_pb2

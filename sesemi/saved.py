@@ -1,14 +1,15 @@
 """A run's folder → its configuration, its whitening, its trained task; and what another run may begin with. No DALI."""
 
 from pathlib import Path
+from typing import get_args, get_type_hints
 
 import torch
 from torch import nn
 
-from pipelines.common.errors import DataError, UsageError, damage
+from pipelines.common.errors import DataError, UsageError, damage, shown
 from pipelines.whitening import Preprocess
 from sesemi import checkpoint
-from sesemi.config import CHANGEABLE, Config
+from sesemi.config import CHANGEABLE, OPTIONAL, Config
 from sesemi.networks import is_own
 from sesemi.runlog import RunFolder
 from sesemi.task import SesemiTask, build_task
@@ -28,10 +29,11 @@ def load_config(folder: RunFolder, device: str | None = None, network: str | Non
             folder says never makes code run.
     """
     saved = folder.read(folder.config)
-    try:
-        config = Config(**{name: saved[name] for name in Config.__dataclass_fields__ if name in saved})
-    except TypeError as error:
-        raise DataError(f"{folder.config}: not the configuration of a run ({error})") from None
+    for name, hint in get_type_hints(Config).items():
+        value = saved.get(name)
+        if not _is(value, hint) or (value is None and name not in OPTIONAL):
+            raise DataError(f"{folder.config}: not the configuration of a run ({name} {shown(value)} found)")
+    config = Config(**{name: saved.get(name) for name in get_type_hints(Config)})
     if is_own(config.network) and network != config.network:
         raise UsageError(f"--network: {folder.path} has a network of its own; if you trust that code, add --network "
                          f"{config.network}, which imports it")
@@ -39,6 +41,12 @@ def load_config(folder: RunFolder, device: str | None = None, network: str | Non
     if device.startswith("cuda") and not torch.cuda.is_available():
         raise UsageError(f"--gpu: {folder.path} was trained on {device}, no GPU here; evaluate takes --gpu none")
     return Config(**{**config.as_dict(), "device": device, "run": str(folder.path)})
+
+
+def _is(value: object, hint: type) -> bool:
+    """Whether JSON's value is of a field's type; an integer is a float, too, but True is neither."""
+    kinds = get_args(hint) or (hint,)
+    return type(value) in kinds or (type(value) is int and float in kinds)
 
 
 def saved_fingerprints(folder: RunFolder) -> dict[str, str]:
@@ -81,7 +89,7 @@ def load_tasks(folder: RunFolder, config: Config, num_classes: int, channels: in
 
 
 def read_trunk(path: Path) -> dict[str, torch.Tensor]:
-    """The weights and buffers of a trunk by name.
+    """Weights and buffers by name, for ``load_trunk``.
 
     Args:
         path: a run's folder, whose average is taken where it has one; or a .safetensors file of a whole task
@@ -93,7 +101,10 @@ def read_trunk(path: Path) -> dict[str, torch.Tensor]:
     """
     if path.is_dir():
         where = RunFolder(path).checkpoint
-        state, _ = checkpoint.load_newest(where, torch.device("cpu"))
+        try:
+            state, where = checkpoint.load_newest(where, torch.device("cpu"))
+        except DataError as error:
+            raise DataError(f"--init: {error}") from None
         with checkpoint.fits(where):
             tensors = dict(state["trainer"]["averaged"] or state["trainer"]["task"])
     elif path.suffix == ".safetensors":
@@ -105,23 +116,33 @@ def read_trunk(path: Path) -> dict[str, torch.Tensor]:
             tensors = load_file(path)
     else:
         raise DataError(f"--init: {path} found, expected the folder of a run, or a file that ends in .safetensors")
-    if any(name.startswith(TRUNK) for name in tensors):
-        tensors = {name.removeprefix(TRUNK): value for name, value in tensors.items() if not name.startswith(HEADS)}
+    if not all(isinstance(name, str) and isinstance(value, torch.Tensor) for name, value in tensors.items()):
+        raise DataError(f"--init: {path} holds no weights by name")
     return tensors
 
 
 def load_trunk(trunk: nn.Module, tensors: dict[str, torch.Tensor], where: str) -> None:
     """Have a trunk begin with what ``read_trunk`` read; UsageError, listing the differences, where it does not fit."""
     expected = trunk.state_dict()
+    if tensors.keys() != expected.keys() and all(name.startswith((TRUNK, *HEADS)) for name in tensors):
+        tensors = {name.removeprefix(TRUNK): value for name, value in tensors.items() if name.startswith(TRUNK)}
     shapes = [f"{name} {tuple(tensors[name].shape)} found, {tuple(value.shape)} expected"
               for name, value in expected.items() if name in tensors and tensors[name].shape != value.shape]
+    numbers = [f"{name} {_kind(tensors[name])} found, {_kind(value)} expected"
+               for name, value in expected.items() if name in tensors and _kind(tensors[name]) != _kind(value)]
     differences = [_listed("missing", [name for name in expected if name not in tensors]),
                    _listed("unexpected", [name for name in tensors if name not in expected]),
-                   _listed("of other shapes", shapes)]
+                   _listed("of other shapes", shapes), _listed("of other numbers", numbers)]
     if any(differences):
         raise UsageError(f"--init: {where} does not fit the network: {'; '.join(filter(None, differences))}")
     for name, value in expected.items():
         value.copy_(tensors[name])
+
+
+def _kind(tensor: torch.Tensor) -> str:
+    if not tensor.is_floating_point():
+        return "integers"
+    return "floating point" if tensor.isfinite().all() else "NaN or infinity"
 
 
 def _listed(kind: str, names: list[str]) -> str:

@@ -7,6 +7,8 @@ import importlib
 import re
 import sys
 import traceback
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -65,22 +67,29 @@ def build_trunk(name: str, channels: int = 3, dropout: float = 0.0) -> "nn.Modul
     return WideResNet(*wrn_size(name), channels, dropout)
 
 
+@contextmanager
+def own_code(name: str, failed: str) -> Iterator[None]:
+    """While inside, whatever the user's network raises becomes a UsageError that says where."""
+    try:
+        yield
+    except Exception as error:
+        where = traceback.extract_tb(error.__traceback__)[-1]
+        raise UsageError(f"--network {name}: {failed} ({type(error).__name__}: {reason(error)}; in {where.filename}, "
+                         f"line {where.lineno})") from None
+
+
 def _own_trunk(name: str, channels: int) -> "nn.Module":
     from torch import nn
     module, _, function = name.partition(":")
     if str(Path.cwd()) not in sys.path and "" not in sys.path:
         sys.path.insert(0, str(Path.cwd()))
-    try:
-        build = getattr(importlib.import_module(module), function)
-    except (ImportError, AttributeError) as error:
-        raise UsageError(f"--network {name}: cannot be imported ({reason(error)}); expected a module here or "
-                         f"installed, and a function in it") from None
-    try:
+    with own_code(name, f"the module {module} cannot be imported"):
+        imported = importlib.import_module(module)
+    build = getattr(imported, function, None)
+    if not callable(build):
+        raise UsageError(f"--network {name}: no function {function} found in {getattr(imported, '__file__', module)}")
+    with own_code(name, f"{function}({channels}) failed"):
         trunk = build(channels)
-    except Exception as error:  # of any kind: it is the user's own code
-        where = traceback.extract_tb(error.__traceback__)[-1]
-        raise UsageError(f"--network {name}: {function}({channels}) failed in {where.filename}, line {where.lineno} "
-                         f"({type(error).__name__}: {reason(error)})") from None
     if not isinstance(trunk, nn.Module) or not isinstance(getattr(trunk, "out_channels", None), int):
         raise UsageError(f"--network {name}: {function}({channels}) gave a {type(trunk).__name__}, expected an "
                          f"nn.Module with out_channels, the number of channels of its features")

@@ -158,6 +158,8 @@ def test_damaged_runs(prepared, tmp_path, command):
     assert command(cli.main, *arguments(prepared, run))[0] == 0
     for name, content in (("checkpoint.pt", b""), ("checkpoint.pt", b"junk" * 99), ("whitening.npz", b"junk"),
                           ("config.json", b"{"), ("config.json", b"{}"), ("config.json", b"[]"),
+                          ("config.json", b"[" * 100_000),
+
                           ("config.json", b'{"data_fingerprints": 3}'), ("whitening.npz", npy_bytes()),
                           ("checkpoint.pt", saved([1])), ("checkpoint.pt", saved({})),
                           ("checkpoint.pt", saved({"trainer": {"model": {}}}))):
@@ -167,6 +169,21 @@ def test_damaged_runs(prepared, tmp_path, command):
         (run / name).write_bytes(kept)
     (run / "checkpoint.pt").unlink()
     assert "no checkpoint here" in complaint(command, "evaluate", run, status=1)
+
+
+@pytest.mark.parametrize("value", [None, 3, "x", [1], {}, True, 1e999])
+def test_a_damaged_configuration_is_one_line(prepared, tmp_path, command, value):
+    """Each of its settings, replaced by anything else."""
+    run = tmp_path / "run"
+    assert command(cli.main, *arguments(prepared, run))[0] == 0
+    (run / "result.json").unlink()
+    sound = json.loads((run / "config.json").read_text())
+    for name in Config.__dataclass_fields__:
+        (run / "config.json").write_text(json.dumps({**sound, name: value}))
+        status, _, err = command(cli.main, "train", "--resume", "--run", run)  # no exception is what is tested
+        assert status in (0, 1, 2)
+        assert status == 0 or len(err.strip().splitlines()) == 1
+        (run / "result.json").unlink(missing_ok=True)
 
 
 def test_help_has_examples(command):

@@ -102,8 +102,8 @@ def test_interrupted_at_20_and_resumed_is_the_uninterrupted_run(prepared, tmp_pa
         interrupt_at(patch, 20, number)
         stopped, _, err = command(cli.main, *arguments(prepared, tmp_path / "part", **flags))
     assert stopped == status
-    assert (f"stopped in the evaluation at step 20 of 40; go on with: python -m sesemi train --resume --run "
-            f"{tmp_path / 'part'}\n") in err
+    assert (f"stopped at step 20 of 40, before its evaluation was done; go on with: python -m sesemi train --resume "
+            f"--run {tmp_path / 'part'}\n") in err
     assert metrics(tmp_path / "part")[-1]["step"] == 14
     assert not (tmp_path / "part" / "result.json").exists()
     assert signal.getsignal(number) == before
@@ -130,7 +130,7 @@ def test_stopped_in_an_evaluation_between_epochs_and_resumed(prepared, tmp_path,
         passes = interrupt_in_pass(patch, 3, number)
         stopped, _, err = command(cli.main, *arguments(prepared, run, **flags))
     assert stopped == 128 + number
-    assert "stopped in the evaluation at step 8 of 12" in err
+    assert "stopped at step 8 of 12, before its evaluation was done" in err
     assert passes == [1, 2, 3]
     assert command(cli.main, "train", "--resume", "--run", run)[0] == 0
     assert command(cli.main, *arguments(prepared, tmp_path / "whole", **flags))[0] == 0
@@ -146,7 +146,7 @@ def test_stopped_in_the_evaluation_and_resumed(prepared, tmp_path, command, monk
         interrupt_in_pass(patch, 1, number)
         stopped, _, err = command(cli.main, *arguments(prepared, run))
     assert stopped == status
-    assert "stopped in the evaluation at step 6 of 6; go on with: " in err
+    assert "stopped at step 6 of 6, before its evaluation was done; go on with: " in err
     assert f"python -m sesemi train --resume --run {run}" in err
     assert signal.getsignal(number) == before
     assert not (run / "result.json").exists()
@@ -156,6 +156,24 @@ def test_stopped_in_the_evaluation_and_resumed(prepared, tmp_path, command, monk
     assert taken == []
     assert command(cli.main, *arguments(prepared, tmp_path / "whole"))[0] == 0
     assert metrics(run) == metrics(tmp_path / "whole")
+
+
+def test_killed_in_the_evaluation_at_the_end_no_step_is_lost(prepared, tmp_path, command, monkeypatch):
+    """Though no checkpoint was due: there is one before that evaluation."""
+    class Killed(BaseException):
+        pass
+
+    def predict(self, images):
+        raise Killed
+    run = tmp_path / "run"
+    with monkeypatch.context() as patch:
+        patch.setattr(SesemiTask, "predict", predict)
+        with pytest.raises(Killed):
+            command(cli.main, *arguments(prepared, run))
+    with monkeypatch.context() as patch:
+        taken = interrupt_at(patch, 0)
+        assert command(cli.main, "train", "--resume", "--run", run)[0] == 0
+    assert taken == []
 
 
 def test_a_signal_beside_the_last_checkpoint_is_not_lost(prepared, tmp_path, command, monkeypatch):
@@ -173,7 +191,7 @@ def test_a_signal_in_the_last_step_is_not_lost(prepared, tmp_path, command, monk
         interrupt_at(patch, 6)
         status, _, err = command(cli.main, *arguments(prepared, tmp_path / "run"))
     assert status == 130
-    assert "stopped in the evaluation at step 6 of 6; go on with: " in err
+    assert "stopped at step 6 of 6, before its evaluation was done; go on with: " in err
     assert command(cli.main, "train", "--resume", "--run", tmp_path / "run")[0] == 0
 
 

@@ -97,6 +97,8 @@ def test_a_damaged_checkpoint_is_noticed_and_the_one_before_goes_on(prepared, tm
     assert f"{newest}: not a readable checkpoint" in err
     assert "going on from checkpoint-000000006.pt" in err
     assert_same_run(part, whole)
+    for path in part.glob("checkpoint*.pt"):  # the damaged one has not taken the place of one before
+        checkpoint.load(path, CPU)
 
 
 @pytest.mark.parametrize("error", [torch.OutOfMemoryError("CUDA"), MemoryError(), OSError(errno.EIO, "bad sector")])
@@ -337,6 +339,28 @@ def test_a_checkpoint_of_another_version_is_refused(prepared, tmp_path, command)
         assert status == 1
         assert re.search(r"error: .*checkpoint\.pt: checkpoint of version 1 found, 4 expected: .*start a new --run$",
                          err.strip().splitlines()[-1])
+
+
+@pytest.mark.parametrize("error", [KeyboardInterrupt, OSError(errno.ENOSPC, "no space")])
+def test_what_ends_a_checkpoint_s_writing_is_what_is_raised(tmp_path, monkeypatch, error):
+    """Not PyTorch's own error over it; the checkpoint before stays."""
+    path, real, writes = tmp_path / "checkpoint.pt", checkpoint._Watched.write, []
+    checkpoint.save(path, {"weights": torch.zeros(9999)})
+    before = path.read_bytes()
+
+    def write(self, data):
+        writes.append(len(data))
+        if len(writes) == 4:
+            monkeypatch.setattr(self, "_file", type("Full", (), {"write": staticmethod(fail)}))
+        return real(self, data)
+
+    def fail(data):
+        raise error
+    monkeypatch.setattr(checkpoint._Watched, "write", write)
+    with pytest.raises(error if isinstance(error, type) else OSError):
+        checkpoint.save(path, {"weights": torch.ones(9999)})
+    assert path.read_bytes() == before
+    assert list(tmp_path.iterdir()) == [path]
 
 
 @pytest.mark.slow

@@ -3,11 +3,13 @@
 import json
 import re
 import sys
+from collections import OrderedDict
 from pathlib import Path
 
 import pytest
 import torch
 from safetensors.torch import save_file
+from torch import nn
 
 from pipelines.common.errors import UsageError
 from sesemi import checkpoint, cli
@@ -46,6 +48,34 @@ def deep(channels):
 
 def failing(channels):
     raise KeyError("weights")
+
+class Picky(nn.Module):
+    out_channels = 8
+
+    def forward(self, x):
+        assert x.shape[-1] == 224, "224 pixels"
+
+def picky(channels):
+    return Picky()
+
+class Stuck(nn.Conv2d):
+    def __deepcopy__(self, memo):
+        raise TypeError("cannot be copied")
+
+def stuck(channels):
+    return Stuck(channels, 8, 3)
+
+def lazy(channels):
+    net = nn.Sequential(nn.Conv3d(channels, 8, 3))
+    net.out_channels = 8
+    return net
+
+class Waits(nn.Conv2d):
+    def forward(self, x):
+        return super().forward(x) * (2 if x.sum().item() > 0 else 1)
+
+def waits(channels):
+    return Waits(channels, 8, 3)
 '''
 
 
@@ -58,6 +88,7 @@ def trained(path: Path) -> dict:
 def own(tmp_path, monkeypatch):
     """A module ``mynets`` in the current directory."""
     (tmp_path / "mynets.py").write_text(OWN)
+    (tmp_path / "broken.py").write_text("def plain(:")
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "path", [path for path in sys.path if path])
     yield tmp_path
@@ -87,7 +118,9 @@ def test_the_average_is_what_another_run_begins_with_and_what_is_evaluated(prepa
     one = tmp_path / "one"
     assert command(cli.main, *arguments(prepared, one, **{"ema": 0.5, "eval-every": 3, "lr": 0.5}))[0] == 0
     state = trained(one)
-    assert torch.equal(read_trunk(one)["0.0.weight"], state["averaged"]["trunk.0.0.weight"])
+    trunk = build_trunk("wrn-10-1")
+    load_trunk(trunk, read_trunk(one), "one")
+    assert torch.equal(trunk[0][0].weight, state["averaged"]["trunk.0.0.weight"])
     assert not torch.equal(state["averaged"]["trunk.0.0.weight"], state["task"]["trunk.0.0.weight"])
     result = json.loads((one / "result.json").read_text())
     lines = [line for line in metrics(one) if line["type"] == "eval"]
@@ -128,6 +161,24 @@ def test_differences_are_listed():
         "fc.5, fc.6, fc.7, and 2 more; of other shapes: 0.0.weight (16, 4, 3, 3) found, (16, 3, 3, 3) expected")
 
 
+@pytest.mark.parametrize(("value", "found"), [
+    (torch.zeros(16, 3, 3, 3, dtype=torch.int8), "integers"),
+    (torch.full((16, 3, 3, 3), torch.nan), "NaN or infinity")])
+def test_numbers_that_are_no_weights_are_refused(value, found):
+    tensors = build_trunk("wrn-10-1").state_dict() | {"0.0.weight": value}
+    with pytest.raises(UsageError, match=f"of other numbers: 0.0.weight {found} found, floating point expected$"):
+        load_trunk(build_trunk("wrn-10-1"), tensors, "x")
+
+
+def test_a_trunk_with_a_trunk_in_it():
+    """By its own names, or by a whole task's."""
+    inner = nn.Sequential(OrderedDict(trunk=nn.Conv2d(3, 4, 3)))
+    for prefix in ("", "trunk."):
+        other = nn.Sequential(OrderedDict(trunk=nn.Conv2d(3, 4, 3)))
+        load_trunk(other, {f"{prefix}{name}": value for name, value in inner.state_dict().items()}, "x")
+        assert torch.equal(other.trunk.weight, inner.trunk.weight)
+
+
 def test_what_cannot_be_begun_with(prepared, tmp_path, command):
     run = tmp_path / "run"
     (tmp_path / "junk.safetensors").write_bytes(b"junk" * 99)
@@ -137,6 +188,13 @@ def test_what_cannot_be_begun_with(prepared, tmp_path, command):
                                 ("empty", 1, "no checkpoint here"), ("nothing", 1, "expected the folder of a run"),
                                 ("nothing.safetensors", 1, "nothing.safetensors")):
         assert words in complaint(command, *arguments(prepared, run, init=tmp_path / init), status=status)
+    state = checkpoint.load(tmp_path / "one" / "checkpoint.pt", CPU)
+    (tmp_path / "odd").mkdir()
+    for task in ({"trunk.0.0.weight": 3}, {1: torch.zeros(3)}):
+        state["trainer"]["task"] = task
+        checkpoint.save(tmp_path / "odd" / "checkpoint.pt", state)
+        line = complaint(command, *arguments(prepared, run, init=tmp_path / "odd"), status=1)
+        assert f"--init: {tmp_path / 'odd'} holds no weights by name" in line
     line = complaint(command, *arguments(prepared, run, init=tmp_path / "one", network="wrn-10-2"), status=2)
     assert "does not fit the network: of other shapes: " in line
     assert not run.exists()
@@ -183,15 +241,32 @@ def test_a_run_s_folder_never_runs_code(prepared, own, command, monkeypatch):
     status, out, _ = command(cli.main, "train", "--resume", "--run", run, "--network", "mynets:plain")
     assert status == 0
     assert "IMPORTED" in out
+    sys.modules.pop("mynets")
+    status, out, _ = command(cli.main, "train", "--resume", "--run", run)  # finished: nothing needs to be imported
+    assert status == 0
+    assert "is finished" in out
+    assert "mynets" not in sys.modules
+
+
+@pytest.mark.slow
+def test_a_network_that_cannot_be_compiled_is_one_line(prepared, own, command):
+    status, _, err = command(cli.main, *arguments(prepared, own / "run", network="mynets:waits"), "--compile")
+    assert status == 2
+    assert re.search(r"^error: --compile: torch.compile cannot make one graph of mynets:waits \(.*\); leave it out$",
+                     err.strip().splitlines()[-1])
 
 
 @pytest.mark.parametrize(("name", "words"), [
-    ("nothere:plain", "cannot be imported (No module named 'nothere')"),
-    ("mynets:nothere", "cannot be imported (module 'mynets' has no attribute 'nothere')"),
+    ("nothere:plain", "the module nothere cannot be imported (ModuleNotFoundError: No module named 'nothere'"),
+    ("broken:plain", "the module broken cannot be imported (SyntaxError: "),
+    ("mynets:nothere", "no function nothere found in "), ("mynets:nn", "no function nn found in "),
+    ("mynets:picky", "images of 12×12×3 do not go through it (AssertionError: 224 pixels; in "),
+    ("mynets:stuck", "do not go through it (TypeError: cannot be copied"),
+    ("mynets:lazy", "do not go through it (RuntimeError: "),
     ("mynets:nameless", "gave a Identity, expected an nn.Module with out_channels"),
     ("mynets:flat", "(1, 432) for one image found, expected features of (1, 8, h, w)"),
     ("mynets:deep", "images of 12×12×3 do not go through it"),
-    ("mynets:failing", "mynets.py, line 29 (KeyError: 'weights')"), ("my nets:x", "expected one of"),
+    ("mynets:failing", "failed (KeyError: 'weights'; in "), ("my nets:x", "expected one of"),
     ("mynets:", "expected one of")])
 def test_a_network_that_is_none(prepared, own, command, name, words):
     line = complaint(command, *arguments(prepared, own / "run", network=name), status=2)

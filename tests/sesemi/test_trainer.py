@@ -123,6 +123,22 @@ def test_the_average_against_a_loop():
     assert trainer.evaluated()["test_error_raw"] is trainer.task
 
 
+def test_the_average_of_a_tensor_with_two_names():
+    class Twice(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.out_channels = 3
+            self.one = self.other = nn.Conv2d(3, 3, 3)
+
+        def forward(self, x):
+            return self.other(self.one(x))
+    trainer = Trainer(SesemiTask(Twice(), 2), steps=8, base_lr=0.05, ema=0.5)
+    before = trainer.task.trunk.one.weight.clone()
+    trainer.train_step(batches(1)[0])
+    expected = 0.1 * before + 0.9 * trainer.task.trunk.one.weight
+    assert torch.allclose(trainer.averaged.task.trunk.other.weight, expected, atol=1e-7)
+
+
 def test_counts_are_copied_into_the_average():
     """PyTorch's own batch norm counts its batches in an integer."""
     trunk = nn.Sequential(nn.BatchNorm2d(3), nn.Conv2d(3, 4, 3))
@@ -233,6 +249,7 @@ def test_error_rates_count_every_image_once_and_leave_the_tasks_alone():
     labels = right.clone()
     labels[[3, 11, 24]] = 1 - labels[[3, 11, 24]]
     task.train()
+    frozen = task.trunk[0][1].eval()  # by a network that wants it so
     before = weights(trainer)
     with torch.no_grad():
         trainer.averaged.task.class_head.bias[0] = 1e6  # it says 0 for everything
@@ -240,7 +257,7 @@ def test_error_rates_count_every_image_once_and_leave_the_tasks_alone():
     errors, count = error_rates(trainer.evaluated(), loader, trainer.autocast, progress=False)
     assert errors == {"test_error_raw": 3 / 25, "test_error": pytest.approx(labels.float().mean().item())}
     assert count == 25
-    assert task.training
+    assert [module for module in task.modules() if not module.training] == [frozen]
     assert all(torch.equal(value, before[name]) for name, value in weights(trainer).items())
 
 
