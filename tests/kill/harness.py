@@ -63,14 +63,12 @@ class Result:
 class Subject(Protocol):
     """A command to be killed, and what must hold after it was.
 
-    ``work`` is the folder that is watched; ``shares`` says what part of the kills each scenario gets; ``background``
-    begins the names of what threads may write whose moments are not counted.
+    ``work`` is the folder that is watched; ``shares`` says what part of the kills each scenario gets.
     """
 
     kind: str
     work: Path
     shares: dict[str, float]
-    background: tuple[str, ...]
 
     def set_up(self, run: Callable[[Sequence[str]], Outcome]) -> None:
         """What has to be made once, by commands that ``run`` runs and nobody kills."""
@@ -189,8 +187,7 @@ class Harness:
             outcome = self._victim.run(self.subject.command(scenario))
             if outcome.status:
                 raise RuntimeError(f"{scenario}: status {outcome.status} without any kill: {outcome.text}")
-            if others := [path for path in outcome.report["others"]
-                          if not Path(path).name.startswith(self.subject.background)]:
+            if others := outcome.report["others"]:
                 raise RuntimeError(f"{scenario}: {', '.join(others)} written by another thread than the main one, "
                                    f"whose moments are not counted")
             self.counted[scenario] = Counted(tagged(outcome.report), events_of(outcome.report))

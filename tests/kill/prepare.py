@@ -28,7 +28,6 @@ class Prepare:
 
     kind = "prepare"
     shares = {"fresh": 0.4, "force": 0.6}  # noqa: RUF012 - a constant
-    background = ()
 
     def __init__(self, folder: Path):
         self.images: dict[str, dict[str, tuple]] = {"old": {}, "new": {}}  # and labels, by version and split

@@ -30,7 +30,6 @@ class Train:
 
     kind = "train"
     shares = {"train": 1.0}  # noqa: RUF012 - a constant
-    background = (EVENTS,)
 
     def __init__(self, folder: Path):
         self.work, self._template = folder / "work", folder / "template"

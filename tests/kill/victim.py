@@ -27,6 +27,7 @@ HELPERS = "pipelines/common/files.py"  # writes for all others: its lines are pu
 LIBRARIES = ("torch.serialization", "numpy.lib._npyio_impl", "numpy.lib._format_impl")  # where they are loaded
 WRITING = os.O_WRONLY | os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_APPEND
 LIMIT_SECONDS = 300  # a command that hangs is ended by SIGALRM, and reported as that
+CLOCK = re.compile(r"\b\d{10}\.\d{9}\b")  # in the names of TensorBoard's files
 SMALL_SHARD = 2**15  # several shards from a few images
 
 
@@ -95,14 +96,14 @@ class Recorder:
             self._moment(what, sys._getframe(1), path, to)
 
     def _inside(self, path, folder: int = -1) -> str:
-        """A path relative to the watched folder, without this process's number; empty for one outside."""
+        """A path relative to the watched folder, without process and clock in names; empty for one outside."""
         path = os.fsdecode(path)
         if folder >= 0:
             path = os.path.join(os.readlink(f"/proc/self/fd/{folder}"), path)
         path = os.path.abspath(path)
         if not f"{path}/".startswith(f"{self.root}/"):
             return ""
-        return self._pid.sub("PID", os.path.relpath(path, self.root))
+        return CLOCK.sub("TIME", self._pid.sub("PID", os.path.relpath(path, self.root)))
 
     def _moment(self, what: str, frame, path: str = "", to: str = "") -> None:
         self.number += 1
