@@ -67,23 +67,21 @@ class SesemiTask(nn.Module):
             return self.predict(labeled), None
         if self.fused and self.training:
             with split_at(self.trunk, len(labeled)):
-                features = self.trunk(torch.cat([labeled, unlabeled]))
+                features = self.features(torch.cat([labeled, unlabeled]))
             labeled_features, unlabeled_features = features.split([len(labeled), len(unlabeled)])
         else:
             with running_statistics_kept(self.trunk):
-                unlabeled_features = self.trunk(unlabeled)
-            labeled_features = self.trunk(labeled)
-        proxy_logits = self.proxy_head(pooled(unlabeled_features))
-        return self.class_head(self.dropout(pooled(labeled_features))), proxy_logits
+                unlabeled_features = self.features(unlabeled)
+            labeled_features = self.features(labeled)
+        return self.class_head(self.dropout(labeled_features)), self.proxy_head(unlabeled_features)
 
     def predict(self, images: torch.Tensor) -> torch.Tensor:
         """Class logits (n, classes)."""
-        return self.class_head(self.dropout(pooled(self.trunk(images))))
+        return self.class_head(self.dropout(self.features(images)))
 
-
-def pooled(features: torch.Tensor) -> torch.Tensor:
-    """Global average pooling: (n, c, h, w) to (n, c)."""
-    return features.mean(dim=(2, 3))
+    def features(self, images: torch.Tensor) -> torch.Tensor:
+        """What the heads see: the trunk's features, pooled, (n, out_channels)."""
+        return self.trunk(images).mean(dim=(2, 3))
 
 
 def build_task(config: Config, num_classes: int, channels: int) -> SesemiTask:
