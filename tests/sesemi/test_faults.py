@@ -83,10 +83,10 @@ def damaged(content: bytes, how: str) -> bytes:
 def test_a_damaged_checkpoint_is_noticed_and_the_one_before_goes_on(prepared, tmp_path, command, monkeypatch, how):
     """A wrong bit in the weights is no error to PyTorch, whose reader does not look at the checksums."""
     whole, part = tmp_path / "whole", tmp_path / "part"
-    assert train(command, prepared, whole)[0] == 0
+    assert train(command, prepared, whole, keep=3)[0] == 0
     with monkeypatch.context() as patch:
         interrupt_at(patch, 8)
-        assert train(command, prepared, part)[0] == 130
+        assert train(command, prepared, part, keep=3)[0] == 130
     newest = part / "checkpoint.pt"
     newest.write_bytes(damaged(newest.read_bytes(), how))
     status, _, err = command(cli.main, "evaluate", part)
