@@ -83,7 +83,7 @@ def started(config: Config, task: SesemiTask, step: int) -> str:
         ", both branches in one pass" if task.fused else ", a pass for each branch"
     begun = f"from step {step:,} of {config.steps:,}" if step else f"{config.steps:,} steps"
     init = f", trunk from {config.init}" if config.init is not None and not step else ""
-    return (f"training {config.network} ({count_parameters(task.trunk):,} parameters{init}) by {config.method} with "
+    return (f"training {config.network} ({count_parameters(task.trunk):,} parameters{init}), {config.method}, "
             f"{config.labels:,} labels{passes}: {begun} on {device_name(torch.device(config.device))}")
 
 

@@ -219,7 +219,7 @@ def test_a_finished_run_that_is_asked_for_more_names_init(prepared, tmp_path, co
 def test_a_network_of_one_s_own(prepared, own, command, function, passes, parameters):
     status, _, err = command(cli.main, *arguments(prepared, own / "run", network=f"mynets:{function}"))
     assert status == 0, err
-    assert f"training mynets:{function} ({parameters:,} parameters) by sesemi with 8 labels{passes}" in err
+    assert f"training mynets:{function} ({parameters:,} parameters), sesemi, 8 labels{passes}" in err
     result = json.loads((own / "run" / "result.json").read_text())
     assert result["network"] == f"mynets:{function}"
     found = command(cli.main, "evaluate", own / "run", "--network", f"mynets:{function}")[1]
