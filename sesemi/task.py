@@ -24,11 +24,10 @@ class SesemiTask(nn.Module):
         num_classes: outputs of the class head.
         dropout: before the class head only.
         fused: run both branches through each convolution at once, in training. The same to rounding, but for dropout
-            inside the trunk, which draws other masks. On a GPU it is faster if compiled, which has the halves of a
-            batch norm written into one tensor: 1.10 times two passes on an H200 (convnet). Eager it copies them
-            together, and two passes are 1.10 times as fast there, on two CPU cores 1.18 to 1.38 times (wrn-10-1,
-            convnet), and compiled 1.11 to 1.47 times. It does nothing for trunks with other batch norms than
-            ``sesemi.networks.layers.BatchNorm``.
+            inside the trunk, which draws other masks. Compiled, the halves of a batch norm are written into one
+            tensor; eager they are copied together. Two passes over one, in time: on an H200 compiled 1.10 (convnet),
+            eager 0.91 (WRN-28-2 1.07); on two CPU cores eager 0.85 (wrn-10-1) and 0.72 (convnet), compiled 0.68 and
+            0.90. It does nothing for trunks with other batch norms than ``sesemi.networks.layers.BatchNorm``.
     """
 
     def __init__(self, trunk: nn.Module, num_classes: int, dropout: float = 0.2, fused: bool = False):
