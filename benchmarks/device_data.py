@@ -6,12 +6,11 @@ import numpy as np
 
 from benchmarks.device_setup import Report, Setup
 from pipelines import whitening
-from pipelines.common.errors import DataError
 from pipelines.shards import ShardSet
 from pipelines.shards.writer import ShardWriter
 from sesemi.resolve import open_sets
 from sesemi.runlog import RunFolder
-from sesemi.saved import load_config, saved_fingerprints
+from sesemi.saved import check_sets, load_config
 
 CLASSES = tuple("abcdefghij")
 
@@ -49,11 +48,9 @@ def random(setup: Setup, report: Report) -> None:
 def whiten(setup: Setup, report: Report, run: str) -> None:
     """Fit a run's whitening anew, on the images that it began with: where its other files alone came along."""
     folder = RunFolder(run)
-    config, saved = load_config(folder, str(setup.device)), saved_fingerprints(folder)
+    config = load_config(folder, str(setup.device))
     sets = open_sets(config)
     del sets["test"]
-    for name, shard_set in sets.items():
-        if saved.get(name) != shard_set.fingerprint:
-            raise DataError(f"{shard_set.path}: not the shards that {folder.path} began with")
+    check_sets(folder, sets, "began with")
     whitening.prepare(config.preprocess, list(sets.values()), setup.device).save(folder.whitening)
     report.note("whitening fitted anew for", str(folder.path))

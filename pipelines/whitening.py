@@ -125,25 +125,19 @@ class Preprocess:
     @classmethod
     def load(cls, path: Path) -> "Preprocess":
         """Read what ``save`` wrote; raises DataError for anything else."""
-        try:
-            with damage(f"{path}: not a whitening file", passes=(FileNotFoundError,)):
-                return cls._read(path)
-        except FileNotFoundError:
-            raise DataError(f"{path}: missing; it holds the whitening this run was trained with") from None
-
-    @classmethod
-    def _read(cls, path: Path) -> "Preprocess":
-        with open_regular(path, MAX_FILE_BYTES) as stream, zipfile.ZipFile(stream) as archive:
-            if any(member.compress_type != zipfile.ZIP_STORED for member in archive.infolist()):
-                raise ValueError("compressed, which takes any amount of memory")
-        with np.load(path, allow_pickle=False) as file:
-            height, width, channels = (int(n) for n in file["image_shape"])
-            kind, shape = str(file["kind"]), (height, width, channels)
-            fitted = {name: torch.from_numpy(file[name]) for name in fitted_shapes(kind, shape)}
-            for name, tensor in fitted.items():
-                if tensor.dtype != torch.float32:
-                    raise ValueError(f"{name} of {tensor.dtype}")
-            return cls(kind, shape, fitted, dict(json.loads(str(file["fitted_on"]))))
+        with damage(f"{path}: not a whitening file",
+                    missing=f"{path}: missing; it holds the whitening this run was trained with"):
+            with open_regular(path, MAX_FILE_BYTES) as stream, zipfile.ZipFile(stream) as archive:
+                if any(member.compress_type != zipfile.ZIP_STORED for member in archive.infolist()):
+                    raise ValueError("compressed, which takes any amount of memory")
+            with np.load(path, allow_pickle=False) as file:
+                height, width, channels = (int(n) for n in file["image_shape"])
+                kind, shape = str(file["kind"]), (height, width, channels)
+                fitted = {name: torch.from_numpy(file[name]) for name in fitted_shapes(kind, shape)}
+                for name, tensor in fitted.items():
+                    if tensor.dtype != torch.float32:
+                        raise ValueError(f"{name} of {tensor.dtype}")
+                return cls(kind, shape, fitted, dict(json.loads(str(file["fitted_on"]))))
 
 
 def prepare(kind: str, sets: Sequence[ShardSet], device: torch.device | str = "cpu",

@@ -99,14 +99,13 @@ def load(path: Path, device: torch.device) -> dict:
 
     Where it is not the file that fails, but memory or the disk, that is raised: another checkpoint would not help.
     """
-    try:
-        with damage(f"{path}: not a readable checkpoint", passes=(MemoryError, torch.OutOfMemoryError, OSError)):
-            with zipfile.ZipFile(path) as archive:  # PyTorch does not look at the checksums
-                if damaged := archive.testzip():
-                    raise ValueError(f"wrong checksum of {damaged}")
-            state = torch.load(path, map_location=device, weights_only=True)
-    except FileNotFoundError:
-        raise DataError(f"{path}: no checkpoint here; has the run started, and reached its first checkpoint?") from None
+    with damage(f"{path}: not a readable checkpoint",
+                missing=f"{path}: no checkpoint here; has the run started, and reached its first checkpoint?",
+                passes=(MemoryError, torch.OutOfMemoryError, OSError)):
+        with zipfile.ZipFile(path) as archive:  # PyTorch does not look at the checksums
+            if damaged := archive.testzip():
+                raise ValueError(f"wrong checksum of {damaged}")
+        state = torch.load(path, map_location=device, weights_only=True)
     version = state.get("version", 1) if isinstance(state, dict) else VERSION
     if version != VERSION:
         raise DataError(f"{path}: checkpoint of version {version!r} found, {VERSION} expected: another version of this "

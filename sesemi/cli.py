@@ -3,6 +3,7 @@
 import argparse
 import shlex
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from pipelines.common import errors
@@ -135,7 +136,7 @@ def resumed_config(folder: RunFolder, given: dict, finished: dict | None) -> Con
                                  f"--init {shlex.quote(str(folder.path))}")
             raise UsageError(f"--{name.replace('_', '-')}: found {value}, but {folder.path} was started with "
                              f"{getattr(config, name)}; leave it out, or start a new --run")
-    return Config(**{**config.as_dict(), **given})
+    return replace(config, **given)
 
 
 def evaluate_command(given: dict) -> int:

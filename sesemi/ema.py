@@ -1,10 +1,13 @@
 """An exponential moving average of a task's weights and buffers, which often tests better than the weights do."""
 
 import copy
+from typing import TypeVar
 
 import torch
 
 from sesemi.task import SesemiTask
+
+T = TypeVar("T")
 
 
 def ema_decay(step: int, limit: float) -> float:
@@ -45,6 +48,11 @@ class AveragedTask:
         torch._foreach_add_(self._averages, differences)
         for average, current in self._counts:
             average.copy_(current)
+
+
+def by_error(last: T, average: T | None) -> dict[str, T]:
+    """What the test errors are called: that of the average, where there is one, is the run's."""
+    return {"test_error": last} if average is None else {"test_error": average, "test_error_raw": last}
 
 
 def tensors(task: SesemiTask) -> list[torch.Tensor]:

@@ -8,7 +8,7 @@ from pathlib import Path
 import torch
 
 from pipelines import whitening
-from pipelines.common.errors import DataError, Stopped, UsageError
+from pipelines.common.errors import Stopped, UsageError
 from pipelines.common.files import created_dirs, locked, remove_leftovers
 from pipelines.shards import ShardSet
 from sesemi import checkpoint
@@ -19,7 +19,7 @@ from sesemi.networks.layers import count_parameters
 from sesemi.resolve import open_sets, resolve
 from sesemi.run import Run, evaluation_loader, fit
 from sesemi.runlog import RunFolder
-from sesemi.saved import load_config, load_tasks, load_trunk, load_whitening, read_trunk, saved_fingerprints
+from sesemi.saved import check_sets, load_config, load_tasks, load_trunk, load_whitening, read_trunk
 from sesemi.signals import StopRequest
 from sesemi.task import SesemiTask, build_task
 
@@ -37,7 +37,8 @@ def train(config: Config, resume: bool = False) -> dict:
         DataError: damaged or missing data; a loss that is not finite.
         Stopped: SIGINT or SIGTERM arrived; the run can be resumed.
     """
-    sets, no_gpu = open_sets(config), config.device is None and not torch.cuda.is_available()
+    no_gpu = config.device is None and not torch.cuda.is_available()
+    sets = open_sets(config)
     config = resolve(config, **sets)
     if config.compile:
         check_compiler(torch.device(config.device))
@@ -52,11 +53,7 @@ def train(config: Config, resume: bool = False) -> dict:
         stack.enter_context(created_dirs(folder.path))
         stack.enter_context(locked(folder.path))
         if resume:
-            saved = saved_fingerprints(folder)
-            for name, shard_set in sets.items():
-                if saved.get(name) != shard_set.fingerprint:
-                    raise DataError(f"{shard_set.path}: not the shards that {folder.path} began with; start a new "
-                                    f"--run")
+            saved = check_sets(folder, sets, "began with; start a new --run")
             preprocess = load_whitening(folder, config, saved)
         else:
             _refuse_existing(folder)
@@ -101,9 +98,7 @@ def evaluate(run: Path | str, device: str | None = None, network: str | None = N
     folder = RunFolder(run)
     config = load_config(folder, device, network)
     test_set = ShardSet(config.test_path)
-    saved = saved_fingerprints(folder)
-    if test_set.fingerprint != saved.get("test"):
-        raise DataError(f"{config.test_path}: not the shards that {folder.path} was trained with")
+    saved = check_sets(folder, {"test": test_set}, "was trained with")
     tasks = load_tasks(folder, config, len(test_set.classes), test_set.image_shape[2])
     preprocess = load_whitening(folder, config, saved)
     context = autocast(torch.device(config.device), DTYPES[config.precision])

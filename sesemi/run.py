@@ -42,7 +42,7 @@ def fit(run: "Run", stop: StopRequest) -> None:
             run.save()  # before the last evaluation, which may be long
         if run.evaluation_due():
             run.evaluate(stop)
-        if step % config.checkpoint_every == 0:
+        if step % config.checkpoint_every == 0 and step < config.steps:
             run.save()
     run.save()
     if not run.finished():
@@ -63,7 +63,7 @@ class Run:
 
     def __init__(self, config: Config, folder: RunFolder, sets: dict[str, ShardSet], preprocess: Preprocess,
                  task: SesemiTask):
-        self.config, self.folder, self._sets = config, folder, sets
+        self.config, self.folder = config, folder
         self.device = torch.device(config.device)
         train_set = sets["train"]
         labeled = Subset(train_set, class_balanced_subset(train_set.labels, config.labels, len(train_set.classes)))

@@ -8,7 +8,6 @@ import sys
 import time
 from importlib import metadata
 from pathlib import Path
-from types import ModuleType
 
 from pipelines.common.errors import DataError, reason
 from pipelines.common.files import naming_errors, write_atomically
@@ -63,7 +62,11 @@ class MetricsLog:
         write_atomically(folder.metrics, lambda file: file.write("".join(line + "\n" for line in kept).encode()))
         self._path = folder.metrics
         self._file = open(folder.metrics, "a", buffering=1)  # noqa: SIM115 - closed by close(); line by line
-        self._events = EventFile.open(folder.path, step)
+        try:
+            self._events = EventFile(folder.path, step)
+        except ImportError:
+            self._events = None
+            print(f"TensorBoard is not installed; {folder.metrics} has the same numbers", file=sys.stderr)
 
     def write(self, kind: str, line: dict) -> None:
         """Append a line of type ``train`` or ``eval``; ``line`` has the step, and None for what there is not."""
@@ -84,34 +87,28 @@ class EventFile:
     """Numbers for TensorBoard, in a new file for each start of a run.
 
     Not ``torch.utils.tensorboard``: it writes on a thread, whose traceback is all that one sees of a full disk.
+
+    Args:
+        folder: of the run.
+        step: what earlier files have of later steps is not shown. (An evaluation of that very step that was not saved
+            is made again, and then shown twice.)
+
+    Raises:
+        ImportError: TensorBoard is not installed.
     """
 
-    @classmethod
-    def open(cls, folder: Path, step: int) -> "EventFile | None":
-        """A new file in a run's folder; None, which is said, where TensorBoard is not installed.
-
-        Args:
-            folder: of the run.
-            step: what earlier files have of later steps is not shown. (An evaluation of that very step that was not
-                saved is made again, and then shown twice.)
-        """
-        try:
-            from tensorboard.compat.proto import event_pb2
-            from tensorboard.summary.writer.record_writer import RecordWriter
-        except ImportError:
-            print(f"TensorBoard is not installed; {folder}/metrics.jsonl has the same numbers", file=sys.stderr)
-            return None
+    def __init__(self, folder: Path, step: int):
+        from tensorboard.compat.proto import event_pb2
+        from tensorboard.summary.writer.record_writer import RecordWriter
+        self._protocol = event_pb2
         seconds, nanoseconds = divmod(time.time_ns(), 10**9)  # TensorBoard reads files in the order of their names
-        name = f"events.out.tfevents.{seconds:010d}.{nanoseconds:09d}.{socket.gethostname()}.{os.getpid()}"
-        return cls(folder / name, step, event_pb2, RecordWriter)
-
-    def __init__(self, path: Path, step: int, protocol: ModuleType, writer: type):
-        self._path, self._protocol = path, protocol
-        self._file = open(path, "wb")  # noqa: SIM115 - closed by close()
-        self._writer = writer(self._file)
+        self._path = folder / (f"events.out.tfevents.{seconds:010d}.{nanoseconds:09d}.{socket.gethostname()}."
+                               f"{os.getpid()}")
+        self._file = open(self._path, "wb")  # noqa: SIM115 - closed by close()
+        self._writer = RecordWriter(self._file)
         self._append(file_version="brain.Event:2")
         if step:
-            start = protocol.SessionLog(status=protocol.SessionLog.START)
+            start = event_pb2.SessionLog(status=event_pb2.SessionLog.START)
             self._append(step=step + 1, session_log=start)
 
     def write(self, step: int, values: dict[str, float]) -> None:

@@ -1,5 +1,6 @@
 """A run's folder → its configuration, its whitening, its trained task; and what another run may begin with. No DALI."""
 
+from dataclasses import replace
 from pathlib import Path
 from typing import get_args, get_type_hints
 
@@ -7,9 +8,11 @@ import torch
 from torch import nn
 
 from pipelines.common.errors import DataError, UsageError, damage, shown
+from pipelines.shards import ShardSet
 from pipelines.whitening import Preprocess
 from sesemi import checkpoint
 from sesemi.config import CHANGEABLE, OPTIONAL, Config
+from sesemi.ema import by_error
 from sesemi.networks import is_own
 from sesemi.runlog import RunFolder
 from sesemi.task import SesemiTask, build_task
@@ -40,7 +43,7 @@ def load_config(folder: RunFolder, device: str | None = None, network: str | Non
     device = device or config.device
     if device.startswith("cuda") and not torch.cuda.is_available():
         raise UsageError(f"--gpu: {folder.path} was trained on {device}, no GPU here; evaluate takes --gpu none")
-    return Config(**{**config.as_dict(), "device": device, "run": str(folder.path)})
+    return replace(config, device=device, run=str(folder.path))
 
 
 def _is(value: object, hint: type) -> bool:
@@ -54,6 +57,15 @@ def saved_fingerprints(folder: RunFolder) -> dict[str, str]:
     saved = folder.read(folder.config).get("data_fingerprints")
     if not isinstance(saved, dict):
         raise DataError(f"{folder.config}: not the configuration of a run (no data_fingerprints)")
+    return saved
+
+
+def check_sets(folder: RunFolder, sets: dict[str, ShardSet], words: str) -> dict[str, str]:
+    """The fingerprints that ``saved_fingerprints`` reads; DataError, ending in ``words``, where a set has another."""
+    saved = saved_fingerprints(folder)
+    for name, shard_set in sets.items():
+        if saved.get(name) != shard_set.fingerprint:
+            raise DataError(f"{shard_set.path}: not the shards that {folder.path} {words}")
     return saved
 
 
@@ -79,9 +91,7 @@ def load_tasks(folder: RunFolder, config: Config, num_classes: int, channels: in
     state = checkpoint.load(folder.checkpoint, torch.device(config.device))
     with checkpoint.fits(folder.checkpoint):
         checkpoint.check_same_run(folder.checkpoint, state["run"], identity(config, saved_fingerprints(folder)))
-        averaged = state["trainer"]["averaged"]
-        states = {"test_error": state["trainer"]["task"]} if averaged is None else \
-            {"test_error": averaged, "test_error_raw": state["trainer"]["task"]}
+        states = by_error(state["trainer"]["task"], state["trainer"]["averaged"])
         tasks = {name: build_task(config, num_classes, channels) for name in states}
         for name, task in tasks.items():
             task.load_state_dict(states[name])
@@ -106,7 +116,7 @@ def read_trunk(path: Path) -> dict[str, torch.Tensor]:
         except DataError as error:
             raise DataError(f"--init: {error}") from None
         with checkpoint.fits(where):
-            tensors = dict(state["trainer"]["averaged"] or state["trainer"]["task"])
+            tensors = dict(by_error(state["trainer"]["task"], state["trainer"]["averaged"])["test_error"])
     elif path.suffix == ".safetensors":
         try:
             from safetensors.torch import load_file

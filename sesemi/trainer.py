@@ -15,7 +15,7 @@ from pipelines.batch import Batch
 from pipelines.common.errors import DataError
 from sesemi.cudagraph import CudaGraph, Graph, GraphedStep
 from sesemi.device import autocast
-from sesemi.ema import AveragedTask
+from sesemi.ema import AveragedTask, by_error
 from sesemi.schedule import build_optimizer, learning_rate
 from sesemi.task import SesemiTask
 
@@ -139,9 +139,7 @@ class Trainer:
 
     def evaluated(self) -> dict[str, SesemiTask]:
         """The tasks to evaluate, by what their test error is called: the average first, where there is one."""
-        if self.averaged is None:
-            return {"test_error": self.task}
-        return {"test_error": self.averaged.task, "test_error_raw": self.task}
+        return by_error(self.task, None if self.averaged is None else self.averaged.task)
 
     def state_dict(self) -> dict:
         """Task, its average, optimiser, gradient scaler, counters: what ``load_state_dict`` needs to go on to the bit.

@@ -91,16 +91,21 @@ def reason(error: Exception) -> str:
 
 
 @contextmanager
-def damage(message: str, passes: tuple[type[Exception], ...] = ()) -> Iterator[None]:
+def damage(message: str, missing: str | None = None, passes: tuple[type[Exception], ...] = ()) -> Iterator[None]:
     """While inside, whatever a library raises over a damaged file becomes a DataError: ``message`` and the reason.
 
-    DataError and UsageError stay what they are, and so does what ``passes`` names.
+    Where the file is not there, it is ``missing``, if given. DataError and UsageError stay what they are, and so does
+    what ``passes`` names.
     """
     try:
         yield
-    except (DataError, UsageError, *passes):
+    except (DataError, UsageError):
         raise
     except Exception as error:
+        if missing is not None and isinstance(error, FileNotFoundError):
+            raise DataError(missing) from None
+        if isinstance(error, passes):
+            raise
         raise DataError(f"{message} ({reason(error)})") from None
 
 

@@ -79,11 +79,9 @@ def read(path: Path, size: int | None = None) -> Source:
 
 def _find(path: Path) -> dict[str, Array]:
     """The arrays at ``path`` by name, headers read."""
-    try:
-        with damage(f"{path}: not a readable .npz or .npy", passes=(FileNotFoundError,)):
-            return _archived(path) if path.suffix == ".npz" else _filed(path)
-    except FileNotFoundError:
-        raise DataError(f"{path}: not found; --source is an .npz, an .npy or a folder of .npy files") from None
+    with damage(f"{path}: not a readable .npz or .npy",
+                missing=f"{path}: not found; --source is an .npz, an .npy or a folder of .npy files"):
+        return _archived(path) if path.suffix == ".npz" else _filed(path)
 
 
 def _archived(path: Path) -> dict[str, Array]:
