@@ -13,7 +13,7 @@ from sesemi.config import Config
 from sesemi.device import parse_device
 from sesemi.resolve import resolve
 from tests.conftest import random_images, write_set
-from tests.sesemi.test_experiment import arguments
+from tests.sesemi.runs import arguments
 
 
 def complaint(command, *argv, status: int) -> str:

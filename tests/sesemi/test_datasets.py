@@ -9,7 +9,7 @@ import torch
 
 from sesemi import checkpoint, cli, experiment
 from tests.conftest import LAYOUTS
-from tests.sesemi.test_experiment import arguments
+from tests.sesemi.runs import arguments
 from tools import prepare, verify
 
 

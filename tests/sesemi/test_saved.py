@@ -15,8 +15,8 @@ from pipelines.common.errors import UsageError
 from sesemi import checkpoint, cli
 from sesemi.networks import build_trunk
 from sesemi.saved import load_trunk, read_trunk
+from tests.sesemi.runs import arguments, interrupt_at, metrics
 from tests.sesemi.test_cli import complaint
-from tests.sesemi.test_experiment import arguments, interrupt_at, metrics
 
 CPU = torch.device("cpu")
 OWN = '''
