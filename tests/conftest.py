@@ -20,6 +20,11 @@ from pipelines.shards.writer import ShardWriter
 LAYOUTS = Path(__file__).parents[2] / "shared" / "data" / "make_layouts.py"
 
 
+def pytest_configure():
+    # The background jobs of a script ignore Ctrl-C, and so would all that the tests start and then interrupt.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
 def pytest_collection_modifyitems(items):
     for item in items:
         if item.get_closest_marker("gpu") and not torch.cuda.is_available():
