@@ -64,7 +64,7 @@ def build_parser() -> Parser:
     lines("--ema", type=float, metavar="DECAY",
           help="average weights and statistics over the steps, 0.999 for instance, and test the average (default: no)")
     lines("--precision", choices=PRECISIONS,
-          help="default: bf16 where the GPU has it, else fp16; fp32 on a CPU")
+          help="default: bf16 where the GPU has it, else fp16; fp32 on a CPU, where fp16 is slow")
     lines("--cuda-graph", action=argparse.BooleanOptionalAction,
           help="on a GPU, replay the step as one CUDA graph instead of launching its kernels one by one (default: yes)")
     lines("--compile", action=argparse.BooleanOptionalAction,

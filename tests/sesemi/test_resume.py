@@ -18,7 +18,7 @@ from tests.sesemi.runs import Killed, arguments, interrupt_at, interrupt_in_pass
 
 
 @pytest.mark.parametrize(("number", "status", "more"), [
-    (signal.SIGINT, 130, {}), (signal.SIGTERM, 143, {"ema": 0.9, "precision": "fp16"})])
+    (signal.SIGINT, 130, {}), (signal.SIGTERM, 143, {"ema": 0.9, "precision": "fp16", "batch-unlabeled": 1})])
 def test_interrupted_at_20_and_resumed_is_the_uninterrupted_run(prepared, tmp_path, command, monkeypatch, number,
                                                                 status, more):
     """At a step that is followed by an evaluation, which the resumed run makes."""

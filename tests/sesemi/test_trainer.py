@@ -18,15 +18,15 @@ from sesemi.task import SesemiTask
 from sesemi.trainer import Trainer, TrainLine
 
 
-def batches(count: int, size: int = 6, seed: int = 0) -> list[Batch]:
+def batches(count: int, size: int = 6, seed: int = 0, side: int = 16) -> list[Batch]:
     """Images whose class is their brightness, and views with arbitrary proxy labels."""
     random = torch.Generator().manual_seed(seed)
     out = []
     for _ in range(count):
         labels = torch.arange(size) % 2
-        images = torch.randn(size, 3, 16, 16, generator=random) + labels[:, None, None, None]
-        out.append(Batch(Examples(images, labels),
-                         Examples(torch.randn(size, 3, 16, 16, generator=random), torch.arange(size) % 6)))
+        images, views = (torch.randn(size, 3, side, side, generator=random) for _ in range(2))
+        out.append(Batch(Examples(images + labels[:, None, None, None], labels),
+                         Examples(views, torch.arange(size) % 6)))
     return out
 
 
