@@ -126,7 +126,8 @@ class Preprocess:
     def load(cls, path: Path) -> "Preprocess":
         """Read what ``save`` wrote; raises DataError for anything else."""
         with damage(f"{path}: not a whitening file",
-                    missing=f"{path}: missing; it holds the whitening this run was trained with"):
+                    missing=f"{path}: missing; it holds the whitening this run was trained with",
+                    passes=(PermissionError,)):
             with open_regular(path, MAX_FILE_BYTES) as stream, zipfile.ZipFile(stream) as archive:
                 if any(member.compress_type != zipfile.ZIP_STORED for member in archive.infolist()):
                     raise ValueError("compressed, which takes any amount of memory")

@@ -11,8 +11,9 @@ from typing import BinaryIO
 
 import torch
 
-from pipelines.common.errors import DataError, damage, reason
+from pipelines.common.errors import DataError, damage
 from pipelines.common.files import write_atomically
+from pipelines.common.reading import open_regular
 
 VERSION = 4  # 1: some convolutions had biases; 2: streams saved DALI's noise; 3: no average, other names
 
@@ -100,9 +101,10 @@ def load(path: Path, device: torch.device) -> dict:
     Where it is not the file that fails, but memory or the disk, that is raised: another checkpoint would not help.
     """
     with damage(f"{path}: not a readable checkpoint",
-                missing=f"{path}: no checkpoint here; has the run started, and reached its first checkpoint?",
+                missing=f"{path}: no checkpoint here; a run that did not reach its first one is started again, without "
+                        f"--resume",
                 passes=(MemoryError, torch.OutOfMemoryError, OSError)):
-        with zipfile.ZipFile(path) as archive:  # PyTorch does not look at the checksums
+        with open_regular(path) as file, zipfile.ZipFile(file) as archive:  # PyTorch does not look at the checksums
             if damaged := archive.testzip():
                 raise ValueError(f"wrong checksum of {damaged}")
         state = torch.load(path, map_location=device, weights_only=True)
@@ -131,7 +133,8 @@ def fits(path: Path):
     try:
         yield
     except (KeyError, TypeError, ValueError, AttributeError, RuntimeError) as error:
-        raise DataError(f"{path}: does not fit this run ({type(error).__name__}: {reason(error)})") from None
+        what = " ".join(str(error).split())[:400]  # all lines: PyTorch's first one names no tensor
+        raise DataError(f"{path}: does not fit this run ({type(error).__name__}: {what})") from None
 
 
 def random_state(device: torch.device) -> dict:

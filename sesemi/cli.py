@@ -132,7 +132,7 @@ def resumed_config(folder: RunFolder, given: dict, finished: dict | None) -> Con
         if name not in CHANGEABLE and getattr(config, name) != value:
             if finished is not None and name in {"steps", "epochs"}:
                 raise UsageError(f"--{name}: found {value}, but {folder.path} is finished, its learning rate at zero "
-                                 f"after {config.steps} steps; to train on from its weights, start a new --run with "
+                                 f"after {config.steps} steps; start a new --run, which may begin with its trunk by "
                                  f"--init {shlex.quote(str(folder.path))}")
             raise UsageError(f"--{name.replace('_', '-')}: found {value}, but {folder.path} was started with "
                              f"{getattr(config, name)}; leave it out, or start a new --run")
@@ -157,5 +157,5 @@ def describe(result: dict) -> str:
         return (f"test error {result['test_error']:.4f} on {result['test_images']:,} images: {result['method']}, "
                 f"{result['network']}, {result['labels']:,} labels, {result['steps']:,} steps in "
                 f"{result['seconds']:,.0f} s ({result['images_per_second']:,.0f} images/s)")
-    except (KeyError, TypeError, ValueError) as error:
+    except (KeyError, TypeError, ValueError, OverflowError) as error:
         raise DataError(f"result.json: not the result of a run ({type(error).__name__}: {error})") from None

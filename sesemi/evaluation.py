@@ -20,8 +20,8 @@ def error_rates(tasks: Mapping[str, SesemiTask], loader: "EvaluationLoader", aut
                 stop: StopRequest | None = None, progress: bool = True) -> tuple[dict[str, float], int] | None:
     """The fraction of images that each task classifies wrongly, and how many images that is of.
 
-    Reference: ``DenseEvaluator``. All tasks see the same views. They are left in the mode they were in; their running
-    statistics are used, not changed.
+    Reference: ``DenseEvaluator``. All tasks see the same views. They are left in the mode, training or not, they were
+    in; their running statistics are used, not changed.
 
     Args:
         tasks: by name; the result has the same names.
@@ -33,7 +33,7 @@ def error_rates(tasks: Mapping[str, SesemiTask], loader: "EvaluationLoader", aut
     Returns:
         None where ``stop`` was requested.
     """
-    training = [(module, module.training) for task in tasks.values() for module in task.modules()]
+    training = {name: task.training for name, task in tasks.items()}
     wrong, images = dict.fromkeys(tasks, 0), 0
     try:
         for task in tasks.values():
@@ -47,13 +47,13 @@ def error_rates(tasks: Mapping[str, SesemiTask], loader: "EvaluationLoader", aut
                         if stop is not None and stop.requested:
                             return None
                         with autocast:
-                            logits.append(task.predict(part))
+                            logits.append(task.predict(part.clone()))  # a user's network may work in place
                     wrong[name] = wrong[name] + (averaged_prediction(torch.cat(logits), loader.views) != labels).sum()
                 images += len(labels)
                 bar.update()
     finally:
-        for module, mode in training:  # each its own: a network of the user's may have frozen parts
-            module.training = mode
+        for name, task in tasks.items():
+            task.train(training[name])
     return {name: int(count) / images for name, count in wrong.items()}, images
 
 

@@ -16,7 +16,7 @@ from sesemi.config import Config
 from sesemi.device import DTYPES, autocast, check_compiler, compiling, device_name
 from sesemi.evaluation import error_rates
 from sesemi.networks.layers import count_parameters
-from sesemi.resolve import open_sets, resolve
+from sesemi.resolve import check_network, open_sets, resolve
 from sesemi.run import Run, evaluation_loader, fit
 from sesemi.runlog import RunFolder
 from sesemi.saved import check_sets, load_config, load_tasks, load_trunk, load_whitening, read_trunk
@@ -54,7 +54,7 @@ def train(config: Config, resume: bool = False) -> dict:
         stack.enter_context(locked(folder.path))
         if resume:
             saved = check_sets(folder, sets, "began with; start a new --run")
-            preprocess = load_whitening(folder, config, saved)
+            preprocess = load_whitening(folder, config, saved, sets["train"].image_shape)
         else:
             _refuse_existing(folder)
             fitted_on = [shard_set for name, shard_set in sets.items() if name != "test"]
@@ -99,8 +99,9 @@ def evaluate(run: Path | str, device: str | None = None, network: str | None = N
     config = load_config(folder, device, network)
     test_set = ShardSet(config.test_path)
     saved = check_sets(folder, {"test": test_set}, "was trained with")
+    check_network(config, test_set)
     tasks = load_tasks(folder, config, len(test_set.classes), test_set.image_shape[2])
-    preprocess = load_whitening(folder, config, saved)
+    preprocess = load_whitening(folder, config, saved, test_set.image_shape)
     context = autocast(torch.device(config.device), DTYPES[config.precision])
     return error_rates(tasks, evaluation_loader(config, preprocess, test_set), context)
 

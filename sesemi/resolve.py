@@ -5,6 +5,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import torch
+from torch import nn
 
 from pipelines.common.errors import DataError, UsageError
 from pipelines.sampling import MAX_SHIFT, class_balanced_subset
@@ -47,7 +48,7 @@ def resolve(config: Config, train: ShardSet, test: ShardSet, extra: ShardSet | N
     if height != width or height < 2 * MAX_SHIFT:
         raise UsageError(f"--dataset {config.dataset}: images of {height}×{width}, square ones of at least "
                          f"{2 * MAX_SHIFT} pixels expected")
-    _check_network(config.network, train)
+    check_network(config, train)
     if extra is not None and extra.image_shape != train.image_shape:
         raise UsageError(f"--extra {config.extra}: images of {_size(extra)} found, {_size(train)} expected as in "
                          f"{train.path}")
@@ -84,25 +85,50 @@ def resolve(config: Config, train: ShardSet, test: ShardSet, extra: ShardSet | N
                           f"{extra_name}-seed{config.seed}")
 
 
-def _check_network(name: str, images: ShardSet) -> None:
-    """Send an image through the network: on the meta device, but through the user's own, which may not know it."""
-    height, width, channels = images.image_shape
+def check_network(config: Config, images: ShardSet) -> None:
+    """Send two images through the network: on the meta device, but through the user's own, which may not know it.
+
+    Raises UsageError where they do not go through it, or what comes out is not what the heads expect.
+    """
+    name, (height, width, channels) = config.network, images.image_shape
     if is_own(name):
-        trunk = build_trunk(name, channels)
-        with own_code(name, f"images of {_size(images)} do not go through it"), torch.no_grad():
-            trunk = copy.deepcopy(trunk).to(memory_format=torch.channels_last).eval()  # as training and --ema do
-            features = trunk(torch.zeros(1, channels, height, width))
-    else:
-        with torch.device("meta"):
-            trunk = build_trunk(name, channels).eval()
-            try:
-                features = trunk(torch.zeros(1, channels, height, width))
-            except RuntimeError:
-                raise UsageError(f"--network {name}: images of {_size(images)} are too small for it") from None
-    found = tuple(features.shape) if isinstance(features, torch.Tensor) else type(features).__name__
-    if not isinstance(features, torch.Tensor) or features.ndim != 4 or features.shape[1] != trunk.out_channels:
-        raise UsageError(f"--network {name}: {found} for one image found, expected features of "
-                         f"(1, {trunk.out_channels}, h, w) by its out_channels")
+        with own_code(name, f"images of {_size(images)} do not go through it"):
+            _check_own(name, torch.rand(2, channels, height, width), config.ema is not None)
+        return
+    with torch.device("meta"):
+        trunk = build_trunk(name, channels).eval()
+        try:
+            trunk(torch.zeros(1, channels, height, width))
+        except RuntimeError:
+            raise UsageError(f"--network {name}: images of {_size(images)} are too small for it") from None
+
+
+def _check_own(name: str, images: torch.Tensor, averaged: bool) -> None:
+    trunk = build_trunk(name, images.shape[1])
+    for training in (True, False):
+        with torch.no_grad():
+            trunk = copy.deepcopy(trunk).to(memory_format=torch.channels_last).train(training)  # as --ema copies it
+            features = trunk(images.clone())
+        is_tensor = isinstance(features, torch.Tensor)
+        if not is_tensor or features.ndim != 4 or features.shape[:2] != (len(images), trunk.out_channels):
+            found = tuple(features.shape) if is_tensor else type(features).__name__
+            raise UsageError(f"--network {name}: {found} for {len(images)} images found{' in training' * training}, "
+                             f"expected features of ({len(images)}, {trunk.out_channels}, h, w) by its out_channels")
+        if features.dtype != torch.float32:
+            raise UsageError(f"--network {name}: features of {features.dtype} found, torch.float32 expected")
+    if averaged and not _copies(trunk, images):
+        raise UsageError(f"--network {name}: its copy, which --ema averages in, computes with weights of the original; "
+                         f"make forward a method of a class, not a function put on the module")
+
+
+@torch.no_grad()
+def _copies(trunk: nn.Module, images: torch.Tensor) -> bool:
+    """Whether a deep copy of a trunk computes with weights of its own, not by a closure over the original's."""
+    copied = copy.deepcopy(trunk)
+    weights = list(copied.parameters())
+    for weight in weights:
+        weight.normal_()
+    return not weights or not torch.equal(copied(images.clone()), trunk(images.clone()))
 
 
 def _size(shard_set: ShardSet) -> str:

@@ -11,6 +11,7 @@ from pathlib import Path
 
 from pipelines.common.errors import DataError, reason
 from pipelines.common.files import naming_errors, write_atomically
+from pipelines.common.reading import open_regular
 
 PACKAGES = ("torch", "numpy", "numba", "nvidia-dali-cuda120")
 
@@ -29,7 +30,8 @@ class RunFolder:
     def read(self, path: Path) -> dict:
         """A JSON file of the run; DataError where it is missing or damaged."""
         try:
-            content = json.loads(path.read_text())
+            with open_regular(path) as file:
+                content = json.loads(file.read())
         except FileNotFoundError:
             raise DataError(f"{path}: not found; is {self.path} the folder of a run?") from None
         except (ValueError, RecursionError) as error:
@@ -57,7 +59,8 @@ class MetricsLog:
     def __init__(self, folder: RunFolder, step: int, evaluated: int):
         kept = []
         if step and folder.metrics.exists():
-            lines = folder.metrics.read_text(errors="replace").splitlines()
+            with open_regular(folder.metrics) as file:
+                lines = file.read().decode(errors="replace").splitlines()
             kept = [line for line in lines if _is_before(line, step, evaluated)]
         write_atomically(folder.metrics, lambda file: file.write("".join(line + "\n" for line in kept).encode()))
         self._path = folder.metrics
@@ -107,9 +110,8 @@ class EventFile:
         self._file = open(self._path, "wb")  # noqa: SIM115 - closed by close()
         self._writer = RecordWriter(self._file)
         self._append(file_version="brain.Event:2")
-        if step:
-            start = event_pb2.SessionLog(status=event_pb2.SessionLog.START)
-            self._append(step=step + 1, session_log=start)
+        start = event_pb2.SessionLog(status=event_pb2.SessionLog.START)
+        self._append(step=step + 1, session_log=start)
 
     def write(self, step: int, values: dict[str, float]) -> None:
         """Append the values of a step, by name."""
@@ -132,7 +134,7 @@ def _is_before(line: str, step: int, evaluated: int) -> bool:
     try:
         content = json.loads(line)
         return content["step"] <= (evaluated if content["type"] == "eval" else step)
-    except (ValueError, KeyError, TypeError):
+    except (ValueError, KeyError, TypeError, RecursionError):
         return False
 
 

@@ -1,5 +1,7 @@
 """A run's folder → its configuration, its whitening, its trained task; and what another run may begin with. No DALI."""
 
+import copy
+import os
 from dataclasses import replace
 from pathlib import Path
 from typing import get_args, get_type_hints
@@ -8,6 +10,7 @@ import torch
 from torch import nn
 
 from pipelines.common.errors import DataError, UsageError, damage, shown
+from pipelines.common.reading import open_regular
 from pipelines.shards import ShardSet
 from pipelines.whitening import Preprocess
 from sesemi import checkpoint
@@ -36,19 +39,28 @@ def load_config(folder: RunFolder, device: str | None = None, network: str | Non
         value = saved.get(name)
         if not _is(value, hint) or (value is None and name not in OPTIONAL):
             raise DataError(f"{folder.config}: not the configuration of a run ({name} {shown(value)} found)")
-    config = Config(**{name: saved.get(name) for name in get_type_hints(Config)})
+    try:
+        config = Config(**{name: saved.get(name) for name in get_type_hints(Config)})
+    except UsageError as error:  # of flags that nobody gave
+        raise DataError(f"{folder.config}: not the configuration of a run ({error})") from None
     if is_own(config.network) and network != config.network:
         raise UsageError(f"--network: {folder.path} has a network of its own; if you trust that code, add --network "
                          f"{config.network}, which imports it")
     device = device or config.device
-    if device.startswith("cuda") and not torch.cuda.is_available():
-        raise UsageError(f"--gpu: {folder.path} was trained on {device}, no GPU here; evaluate takes --gpu none")
+    if device != "cpu" and (torch.device(device).index or 0) >= torch.cuda.device_count():
+        raise UsageError(f"--gpu: {folder.path} was trained on {device}, which is not here; to evaluate it, --gpu none "
+                         f"takes the CPU")
     return replace(config, device=device, run=str(folder.path))
 
 
 def _is(value: object, hint: type) -> bool:
     """Whether JSON's value is of a field's type; an integer is a float, too, but True is neither."""
     kinds = get_args(hint) or (hint,)
+    if isinstance(value, str):  # no path has a zero byte, or characters that no file system takes
+        try:
+            return str in kinds and b"\0" not in os.fsencode(value)
+        except UnicodeEncodeError:
+            return False
     return type(value) in kinds or (type(value) is int and float in kinds)
 
 
@@ -75,14 +87,15 @@ def identity(config: Config, fingerprints: dict[str, str]) -> dict:
     return fixed | {f"images of {name}": fingerprint for name, fingerprint in fingerprints.items()}
 
 
-def load_whitening(folder: RunFolder, config: Config, fingerprints: dict[str, str]) -> Preprocess:
+def load_whitening(folder: RunFolder, config: Config, fingerprints: dict[str, str],
+                   image_shape: tuple[int, int, int]) -> Preprocess:
     """What a run normalises its images by; DataError where its file is another's."""
     preprocess = Preprocess.load(folder.whitening)
     expected = [fingerprint for name, fingerprint in fingerprints.items() if name != "test"]
     found = preprocess.fitted_on.get("fingerprints", expected)  # nothing is fitted for GCN
-    if preprocess.kind != config.preprocess or found != expected:
-        raise DataError(f"{folder.whitening}: of another run: {preprocess.kind} found, fitted on other images or not "
-                        f"{config.preprocess}")
+    if (preprocess.kind, preprocess.image_shape, found) != (config.preprocess, image_shape, expected):
+        raise DataError(f"{folder.whitening}: of another run: {preprocess.kind} of {preprocess.image_shape} found, "
+                        f"fitted on other images or not {config.preprocess} of {image_shape}")
     return preprocess
 
 
@@ -92,7 +105,8 @@ def load_tasks(folder: RunFolder, config: Config, num_classes: int, channels: in
     with checkpoint.fits(folder.checkpoint):
         checkpoint.check_same_run(folder.checkpoint, state["run"], identity(config, saved_fingerprints(folder)))
         states = by_error(state["trainer"]["task"], state["trainer"]["averaged"])
-        tasks = {name: build_task(config, num_classes, channels) for name in states}
+        task = build_task(config, num_classes, channels)
+        tasks = {name: copy.deepcopy(task) for name in states}  # a user's function may return one module twice
         for name, task in tasks.items():
             task.load_state_dict(states[name])
     return tasks
@@ -123,23 +137,26 @@ def read_trunk(path: Path) -> dict[str, torch.Tensor]:
         except ImportError:
             raise UsageError(f"--init: reading {path} needs the package safetensors: pip install safetensors") from None
         with damage(f"{path}: not a readable .safetensors file", passes=(OSError,)):
+            open_regular(path).close()  # for its errors: the library says of any file that it is not there
             tensors = load_file(path)
     else:
         raise DataError(f"--init: {path} found, expected the folder of a run, or a file that ends in .safetensors")
-    if not all(isinstance(name, str) and isinstance(value, torch.Tensor) for name, value in tensors.items()):
+    tensors = {name: value for name, value in tensors.items() if isinstance(value, torch.Tensor)}
+    if not tensors or not all(isinstance(name, str) for name in tensors):
         raise DataError(f"--init: {path} holds no weights by name")
     return tensors
 
 
 def load_trunk(trunk: nn.Module, tensors: dict[str, torch.Tensor], where: str) -> None:
     """Have a trunk begin with what ``read_trunk`` read; UsageError, listing the differences, where it does not fit."""
-    expected = trunk.state_dict()
+    expected = {name: value for name, value in trunk.state_dict().items() if isinstance(value, torch.Tensor)}
     if tensors.keys() != expected.keys() and all(name.startswith((TRUNK, *HEADS)) for name in tensors):
         tensors = {name.removeprefix(TRUNK): value for name, value in tensors.items() if name.startswith(TRUNK)}
     shapes = [f"{name} {tuple(tensors[name].shape)} found, {tuple(value.shape)} expected"
               for name, value in expected.items() if name in tensors and tensors[name].shape != value.shape]
-    numbers = [f"{name} {_kind(tensors[name])} found, {_kind(value)} expected"
-               for name, value in expected.items() if name in tensors and _kind(tensors[name]) != _kind(value)]
+    kinds = {name: (_kind(tensors[name], value.dtype), _kind(value, value.dtype))
+             for name, value in expected.items() if name in tensors}
+    numbers = [f"{name} {found} found, {wanted} expected" for name, (found, wanted) in kinds.items() if found != wanted]
     differences = [_listed("missing", [name for name in expected if name not in tensors]),
                    _listed("unexpected", [name for name in tensors if name not in expected]),
                    _listed("of other shapes", shapes), _listed("of other numbers", numbers)]
@@ -149,10 +166,12 @@ def load_trunk(trunk: nn.Module, tensors: dict[str, torch.Tensor], where: str) -
         value.copy_(tensors[name])
 
 
-def _kind(tensor: torch.Tensor) -> str:
+def _kind(tensor: torch.Tensor, dtype: torch.dtype) -> str:
+    """What a tensor's numbers are; of floating-point ones, whether they are finite as ``dtype``."""
     if not tensor.is_floating_point():
-        return "integers"
-    return "floating point" if tensor.isfinite().all() else "NaN or infinity"
+        return "complex numbers" if tensor.is_complex() else "integers"
+    finite = not dtype.is_floating_point or tensor.to(dtype).isfinite().all()
+    return "floating point" if finite else "NaN or infinity"
 
 
 def _listed(kind: str, names: list[str]) -> str:

@@ -7,7 +7,7 @@ from torch import nn
 from pipelines.batch import VIEWS, Examples
 from sesemi.config import Config
 from sesemi.networks import build_trunk
-from sesemi.networks.layers import can_split, linear, running_statistics_kept, split_at
+from sesemi.networks.layers import can_split, linear, running_statistics_kept, split
 
 PROXY_WEIGHT = 1.0
 
@@ -15,7 +15,7 @@ PROXY_WEIGHT = 1.0
 class SesemiTask(nn.Module):
     """Cross-entropy on the labels plus cross-entropy on the proxy labels (paper, section 3; ``compile_sesemi``).
 
-    The trunk sees each branch with batch statistics of its own. The running ones are the labeled branch's alone: test
+    The trunk's batch norms see each branch with statistics of its own. The running ones are the labeled branch's: test
     images are upright, as labeled ones are. (In the reference each branch overwrites them with an average of its own,
     in no fixed order; where that was watched, the labeled branch was last most often.)
 
@@ -65,9 +65,10 @@ class SesemiTask(nn.Module):
         if unlabeled is None:
             return self.predict(labeled), None
         if self.fused and self.training:
-            with split_at(self.trunk, len(labeled)):
+            branches = (len(labeled), len(unlabeled))
+            with split(self.trunk, branches):
                 features = self.features(torch.cat([labeled, unlabeled]))
-            labeled_features, unlabeled_features = features.split([len(labeled), len(unlabeled)])
+            labeled_features, unlabeled_features = features.split(branches)
         else:
             with running_statistics_kept(self.trunk):
                 unlabeled_features = self.features(unlabeled)

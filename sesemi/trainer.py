@@ -12,7 +12,7 @@ from functools import partial
 import torch
 
 from pipelines.batch import Batch
-from pipelines.common.errors import DataError
+from pipelines.common.errors import DataError, UsageError
 from sesemi.cudagraph import CudaGraph, Graph, GraphedStep
 from sesemi.device import autocast
 from sesemi.ema import AveragedTask, by_error
@@ -41,7 +41,7 @@ class Trainer:
     """Owns the task, the optimiser and the clock; knows nothing of files or data sets.
 
     Args:
-        task: on its device, in training mode.
+        task: on its device; put in training mode.
         steps: length of the run and of the learning-rate schedule.
         base_lr: learning rate of the first step.
         dtype: of the forward pass; float16 scales the gradients.
@@ -54,17 +54,18 @@ class Trainer:
     def __init__(self, task: SesemiTask, *, steps: int, base_lr: float, dtype: torch.dtype = torch.float32,
                  ema: float | None = None, compile: bool = False, cuda_graph: bool = False,
                  settle: Callable[[], object] = lambda: None):
-        self.task, self.steps, self.base_lr = task, steps, base_lr
+        self.task, self.steps, self.base_lr = task.train(), steps, base_lr
         self.device = next(task.parameters()).device
         self.rate = torch.tensor(base_lr, device=self.device)  # a tensor: a recorded step reads the new value
         self.optimizer = build_optimizer(task, self.rate)
-        self.autocast = autocast(self.device, dtype)
+        self.autocast, self._mixed = autocast(self.device, dtype), dtype != torch.float32
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=dtype == torch.float16)
         self.averaged = None if ema is None else AveragedTask(task, ema)
         self.step = 0  # steps done
         self.images = 0  # through the network, in all
         self.seconds = 0.0  # training, in all: without evaluation and other pauses
         self.waited = 0.0  # of them, waiting for a batch
+        self._buffers = dict(task.named_buffers())
         self._sums: dict[str, torch.Tensor] = {}  # of what the task returns, since the last line
         self._since = (0, 0, 0.0, 0.0)  # step, images, seconds, waited at the last line
         self._forward: Callable[..., dict[str, torch.Tensor]] = task
@@ -123,8 +124,10 @@ class Trainer:
     def line(self) -> TrainLine:
         """The means since the last line, and where training is. Waits for the device.
 
-        Raises DataError where the losses are no longer finite.
+        Raises DataError where the losses are no longer finite, UsageError for a network that would be averaged, or
+        recorded, wrongly.
         """
+        self._check_buffers()
         start = time.perf_counter()
         sums = self._finite_sums()  # waits for the device, so the clock covers the work it was given
         self.seconds += time.perf_counter() - start
@@ -144,9 +147,14 @@ class Trainer:
     def state_dict(self) -> dict:
         """Task, its average, optimiser, gradient scaler, counters: what ``load_state_dict`` needs to go on to the bit.
 
-        Raises DataError where the losses are no longer finite, so that no checkpoint of such a task is kept.
+        Raises DataError where losses or weights are no longer finite, so that no checkpoint of such a task is kept.
         """
+        self._check_buffers()
         self._finite_sums()
+        weights = [weight.detach().float() for weight in self.task.parameters() if weight.numel()]
+        largest = torch._foreach_norm(weights, float("inf"))
+        if not torch.stack(largest).isfinite().all():
+            raise self._not_finite("the weights are")
         return {"step": self.step, "images": self.images, "seconds": self.seconds, "waited": self.waited,
                 "sums": self._sums, "since": list(self._since), "task": self.task.state_dict(),
                 "averaged": None if self.averaged is None else self.averaged.task.state_dict(),
@@ -176,6 +184,20 @@ class Trainer:
         names = list(self._sums)
         values = torch.stack([self._sums[name] for name in names]).tolist() if names else []
         if not all(map(math.isfinite, values)):
-            raise DataError(f"the loss is no longer finite at step {self.step} (learning rate {self._last_rate:.3g}); "
-                            f"try a lower --lr, or --precision fp32; the last checkpoint is untouched")
+            raise self._not_finite("the loss is")
         return dict(zip(names, values, strict=True))
+
+    def _not_finite(self, what: str) -> DataError:
+        precision = ", or --precision fp32" if self._mixed else ""
+        return DataError(f"{what} no longer finite at step {self.step} (learning rate {self._last_rate:.3g}); try a "
+                         f"lower --lr{precision}; earlier checkpoints are untouched")
+
+    def _check_buffers(self) -> None:
+        """Refuse a network that makes new buffers instead of changing its own, where they are followed."""
+        if self.averaged is None and self._new_graph is None:
+            return
+        new = [name for name, buffer in self.task.named_buffers() if buffer is not self._buffers.get(name)]
+        if new:
+            raise UsageError(f"--network: {new[0].removeprefix('trunk.')} became another tensor while training; the "
+                             f"average (--ema) and the CUDA graph follow buffers that change in place, by copy_ or "
+                             f"lerp_ for instance")

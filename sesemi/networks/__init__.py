@@ -72,7 +72,9 @@ def own_code(name: str, failed: str) -> Iterator[None]:
     """While inside, whatever the user's network raises becomes a UsageError that says where."""
     try:
         yield
-    except Exception as error:
+    except UsageError:
+        raise
+    except (Exception, SystemExit) as error:
         where = traceback.extract_tb(error.__traceback__)[-1]
         raise UsageError(f"--network {name}: {failed} ({type(error).__name__}: {reason(error)}; in {where.filename}, "
                          f"line {where.lineno})") from None

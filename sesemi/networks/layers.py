@@ -27,32 +27,35 @@ def conv(inputs: int, outputs: int, size: int, padding: int | None = None) -> nn
 class BatchNorm(nn.BatchNorm2d):
     """Batch normalisation with Keras's momentum 0.99 (PyTorch counts it as 0.01) and epsilon 0.001.
 
-    It does not count its batches, which nobody reads. In training, inside ``split_at``, it normalises each branch's
-    part of the batch by that part's statistics; the running ones are the first part's alone.
+    It does not count its batches, which nobody reads. In training, inside ``split``, it normalises each branch's
+    part of the batch by that part's statistics; the running ones are the first part's alone. ValueError for a trunk
+    that has put something else than images along the first dimension by then.
     """
 
     def __init__(self, channels: int):
         super().__init__(channels, eps=0.001, momentum=0.01)
         self.num_batches_tracked = None
-        self.first_part: int | None = None
+        self.parts: tuple[int, int] | None = None
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        if self.first_part is None or not self.training:
+        if self.parts is None or not self.training:
             return super().forward(x)
-        first, second = x[:self.first_part], x[self.first_part:]
+        if len(x) != sum(self.parts):
+            raise ValueError(f"a batch norm of {len(x)} found, {sum(self.parts)} images expected")
+        first, second = x.split(self.parts)
         others = F.batch_norm(second, None, None, self.weight, self.bias, training=True, eps=self.eps)
         return torch.cat([super().forward(first), others])
 
 
 @contextmanager
-def split_at(trunk: nn.Module, images: int) -> Iterator[None]:
-    """While inside, a batch is two branches': the first ``images`` images are one's, the others the other's."""
-    with attribute_set([layer for layer in trunk.modules() if isinstance(layer, BatchNorm)], "first_part", images):
+def split(trunk: nn.Module, parts: tuple[int, int]) -> Iterator[None]:
+    """While inside, a batch is two branches': so many images are the first one's, and so many the other's."""
+    with attribute_set([layer for layer in trunk.modules() if isinstance(layer, BatchNorm)], "parts", parts):
         yield
 
 
 def can_split(trunk: nn.Module) -> bool:
-    """Whether ``split_at`` reaches all that a trunk normalises by the batch: it has no batch norm but ours."""
+    """Whether ``split`` reaches all that a trunk normalises by the batch: it has no batch norm but ours."""
     layers = batch_norms(trunk)
     return bool(layers) and all(isinstance(layer, BatchNorm) for layer in layers)
 

@@ -49,7 +49,7 @@ class Train:
     def command(self, scenario: str) -> list[str]:
         """See Subject: the first command again where there is no checkpoint yet, else with ``--resume``."""
         flags = {"network": "wrn-10-1", "dataset": "toy", "labels": 40, "gpu": "none", "steps": STEPS,
-                 "batch-unlabeled": 2, "log-every": 1, "checkpoint-every": 2, "eval-every": 5,
+                 "batch-unlabeled": 1, "log-every": 1, "checkpoint-every": 2, "eval-every": 5,
                  "keep": 2, "ema": 0.9, "precision": "fp16", "data": self._shards, "run": self._run.path}
         return ["train", *(str(word) for name, value in flags.items() for word in (f"--{name}", value)),
                 *["--resume"] * any(self._run.path.glob("checkpoint*.pt"))]

@@ -15,7 +15,7 @@ import pytest
 import torch
 
 from sesemi import checkpoint, cli
-from tests.sesemi.runs import CPU, assert_same_run, files, interrupt_at, train
+from tests.sesemi.runs import CPU, arguments, assert_same_run, files, interrupt_at, train
 
 
 @pytest.mark.parametrize(("keep", "names"), [
@@ -137,6 +137,17 @@ def test_a_checkpoint_of_another_run_is_refused_by_its_difference(prepared, tmp_
         assert status == 1
         assert difference in err
         assert "checkpoint.pt: of another run" in err
+
+
+def test_a_checkpoint_of_other_images_is_refused(prepared, tmp_path, command):
+    run = tmp_path / "run"
+    assert command(cli.main, *arguments(prepared, run))[0] == 0
+    state = checkpoint.load(run / "checkpoint.pt", CPU)
+    state["run"]["images of train"] = "others"
+    checkpoint.save(run / "checkpoint.pt", state)
+    status, _, err = command(cli.main, "evaluate", run)
+    assert status == 1
+    assert "checkpoint.pt: of another run: images of train 'others' found, " in err
 
 
 def limited_child(argv: list, file_bytes: int | None = None, **options) -> subprocess.CompletedProcess:

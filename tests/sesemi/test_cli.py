@@ -2,6 +2,7 @@
 
 import io
 import json
+import os
 import shutil
 
 import numpy as np
@@ -123,7 +124,7 @@ def test_half_a_line_of_metrics_is_dropped(prepared, tmp_path, command):
     assert command(cli.main, *arguments(prepared, run))[0] == 0
     (run / "result.json").unlink()
     whole = (run / "metrics.jsonl").read_text()
-    (run / "metrics.jsonl").write_text(whole + '{"type": "train", "st')
+    (run / "metrics.jsonl").write_text(whole + "[" * 100_000 + '\n{"type": "train", "st')
     assert command(cli.main, "train", "--resume", "--run", run)[0] == 0
     assert (run / "metrics.jsonl").read_text() == whole
 
@@ -131,8 +132,13 @@ def test_half_a_line_of_metrics_is_dropped(prepared, tmp_path, command):
 def test_a_result_that_is_none(prepared, tmp_path, command):
     run = tmp_path / "run"
     assert command(cli.main, *arguments(prepared, run))[0] == 0
-    (run / "result.json").write_text("{}")
-    assert "result.json" in complaint(command, "train", "--resume", "--run", run, status=1)
+    sound = json.loads((run / "result.json").read_text())
+    for content in ("{}", json.dumps(sound | {"test_error": 10**400})):
+        (run / "result.json").write_text(content)
+        assert "result.json" in complaint(command, "train", "--resume", "--run", run, status=1)
+    (run / "result.json").unlink()
+    os.mkfifo(run / "result.json")
+    assert "result.json: not a regular file" in complaint(command, "train", "--resume", "--run", run, status=1)
 
 
 def test_a_run_started_on_a_gpu_does_not_go_on_without(prepared, tmp_path, command):
@@ -171,7 +177,7 @@ def test_damaged_runs(prepared, tmp_path, command):
     assert "no checkpoint here" in complaint(command, "evaluate", run, status=1)
 
 
-@pytest.mark.parametrize("value", [None, 3, "x", [1], {}, True, 1e999])
+@pytest.mark.parametrize("value", [None, 3, 0, "x", "a\0b", "\ud800", [1], {}, True, 1e999])
 def test_a_damaged_configuration_is_one_line(prepared, tmp_path, command, value):
     """Each of its settings, replaced by anything else."""
     run = tmp_path / "run"

@@ -195,7 +195,9 @@ def test_batches_of_another_shape_and_new_memory():
     graph = Recorded(lambda: [seen, number])
     run = GraphedStep(step, graph)
     sizes = [4] * 8 + [3, 4, 3]
-    for index, size in enumerate(sizes):
-        run(Batch(Examples(torch.full((size,), 1.0 + index), torch.zeros(size)), None))
+    given = [torch.full((size,), 1.0 + index) for index, size in enumerate(sizes)]
+    for images in given:
+        run(Batch(Examples(images, torch.zeros(len(images))), None))
     assert seen[:len(sizes)].tolist() == [size * (1.0 + index) for index, size in enumerate(sizes)]
     assert graph.replays == 6
+    assert all((images == 1.0 + index).all() for index, images in enumerate(given))  # the caller's stay as they were

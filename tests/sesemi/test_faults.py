@@ -14,6 +14,7 @@ import torch
 
 from pipelines.common.errors import UsageError
 from pipelines.common.files import locked
+from pipelines.whitening import Preprocess
 from sesemi import checkpoint, cli
 from sesemi.trainer import Trainer
 from tests.sesemi.runs import (
@@ -36,7 +37,18 @@ def test_whitening_of_another_run_is_refused(prepared, tmp_path, command, monkey
     for argv in (["train", "--resume", "--run", runs["zca"]], ["evaluate", runs["zca"]]):
         status, _, err = command(cli.main, *argv)
         assert status == 1
-        assert "whitening.npz: of another run: gcn found" in err
+        assert "whitening.npz: of another run: gcn of (12, 12, 3) found" in err
+    Preprocess("gcn", (16, 16, 3)).save(runs["gcn"] / "whitening.npz")
+    status, _, err = command(cli.main, "train", "--resume", "--run", runs["gcn"])
+    assert status == 1
+    assert "whitening.npz: of another run: gcn of (16, 16, 3) found" in err
+    (runs["zca"] / "whitening.npz").write_bytes(kept)
+    fitted = Preprocess.load(runs["zca"] / "whitening.npz")
+    fitted.fitted_on["fingerprints"] = ["of others"]
+    fitted.save(runs["zca"] / "whitening.npz")
+    status, _, err = command(cli.main, "train", "--resume", "--run", runs["zca"])
+    assert status == 1
+    assert "whitening.npz: of another run: zca of (12, 12, 3) found, fitted on other images" in err
     (runs["zca"] / "whitening.npz").write_bytes(kept)
     assert command(cli.main, "train", "--resume", "--run", runs["zca"])[0] == 0
 
@@ -91,19 +103,24 @@ def test_where_folders_cannot_be_locked_a_file_is(tmp_path, monkeypatch):
         pass
 
 
-def test_a_loss_that_is_not_finite_leaves_the_last_good_checkpoint(prepared, tmp_path, command, monkeypatch):
+@pytest.mark.parametrize(("what", "step"), [("the loss is", 8), ("the weights are", 9)])
+def test_a_loss_that_is_not_finite_leaves_the_last_good_checkpoint(prepared, tmp_path, command, monkeypatch, what,
+                                                                      step):
+    """Nor are weights saved that are not."""
     run = tmp_path / "run"
     real = Trainer.train_step
 
     def explode(self, batch):
         real(self, batch)
-        if self.step == 8:
+        if self.step == step and what == "the loss is":
             self._sums["class_loss"] += torch.inf
+        elif self.step == step:
+            self.task.trunk[0][0].weight.data[0] = torch.nan
     with monkeypatch.context() as patch:
         patch.setattr(Trainer, "train_step", explode)
         status, _, err = train(command, prepared, run, **{"log-every": 4})
     assert status == 1
-    assert "the loss is no longer finite at step 8 (learning rate 0." in err
+    assert f"{what} no longer finite at step {step} (learning rate 0." in err
     assert "try a lower --lr" in err
     assert checkpoint.load(run / "checkpoint.pt", CPU)["trainer"]["step"] == 6
     assert command(cli.main, "train", "--resume", "--run", run)[0] == 0

@@ -47,16 +47,28 @@ def test_without_tensorboard_there_is_metrics_jsonl(prepared, tmp_path, command,
     assert len(metrics(tmp_path / "run")) == 4
 
 
-def test_tensorboard_reads_the_events_of_a_resumed_run(prepared, tmp_path, command, monkeypatch):
-    """The numbers of metrics.jsonl, each step once: what the first start wrote after its checkpoint is not shown."""
+def test_lines_say_the_epoch(prepared, tmp_path, command):
+    """Of 60 images, two a step."""
+    assert command(cli.main, *arguments(prepared, tmp_path / "run"))[0] == 0
+    found = [(line["step"], line["epoch"]) for line in metrics(tmp_path / "run") if line["type"] == "train"]
+    assert found == [(2, 2 / 30), (4, 4 / 30), (6, 6 / 30)]
+
+
+@pytest.mark.parametrize("killed_at", [4, 8])
+def test_tensorboard_reads_the_events_of_a_resumed_run(prepared, tmp_path, command, monkeypatch, killed_at):
+    """The numbers of metrics.jsonl, each step once: what the first start wrote after its checkpoint is not shown.
+    Also where it wrote none yet, and the run is started again."""
     def killed(self, batch):
         raise Killed
     run, real = tmp_path / "run", Trainer.train_step
+    flags = {"log-every": 1, "eval-every": 5, "checkpoint-every": 6}
     with monkeypatch.context() as patch:
-        patch.setattr(Trainer, "train_step", lambda self, batch: (killed if self.step == 8 else real)(self, batch))
+        patch.setattr(Trainer, "train_step",
+                      lambda self, batch: (killed if self.step == killed_at else real)(self, batch))
         with pytest.raises(Killed):
-            train(command, prepared, run, **{"log-every": 1, "eval-every": 5})
-    assert command(cli.main, "train", "--resume", "--run", run)[0] == 0
+            train(command, prepared, run, **flags)
+    assert (train(command, prepared, run, **flags) if killed_at == 4 else
+            command(cli.main, "train", "--resume", "--run", run))[0] == 0
     events = EventAccumulator(str(run))
     events.Reload()
     for kind, name in (("train", "class_loss"), ("train", "proxy_loss"), ("eval", "test_error")):

@@ -14,12 +14,18 @@ from torch import nn
 from pipelines.common.errors import UsageError
 from sesemi import checkpoint, cli
 from sesemi.networks import build_trunk
-from sesemi.saved import load_trunk, read_trunk
+from sesemi.runlog import RunFolder
+from sesemi.saved import load_config, load_tasks, load_trunk, read_trunk
+from sesemi.task import SesemiTask
+from tests.kill.train import difference
 from tests.sesemi.runs import arguments, interrupt_at, metrics
 from tests.sesemi.test_cli import complaint
 
 CPU = torch.device("cpu")
 OWN = '''
+import functools
+
+import torch
 from torch import nn
 
 def plain(channels):
@@ -76,6 +82,56 @@ class Waits(nn.Conv2d):
 
 def waits(channels):
     return Waits(channels, 8, 3)
+
+class Aux(nn.Conv2d):
+    def forward(self, x):
+        return (super().forward(x), x) if self.training else super().forward(x)
+
+def aux(channels):
+    return Aux(channels, 8, 3)
+
+class Double(nn.Conv2d):
+    def forward(self, x):
+        return super().forward(x).double()
+
+def double(channels):
+    return Double(channels, 8, 3)
+
+def quits(channels):
+    raise SystemExit("bye")
+
+def closure(channels):
+    net = nn.Sequential(nn.Conv2d(channels, 8, 3), nn.BatchNorm2d(8))
+    net.forward = lambda x: net[1](net[0](x))
+    net.out_channels = 8
+    return net
+
+class Rebinds(nn.Conv2d):
+    def __init__(self, *sizes):
+        super().__init__(*sizes)
+        self.register_buffer("mean", torch.zeros(()))
+
+    def forward(self, x):
+        if self.training:
+            self.mean = 0.9 * self.mean + 0.1 * x.mean()
+        return super().forward(x) - self.mean
+
+def rebinds(channels):
+    return Rebinds(channels, 8, 3)
+
+@functools.cache
+def cached(channels):
+    return plain(channels)
+
+class Remembers(nn.Conv2d):
+    def get_extra_state(self):
+        return {"what": "ever"}
+
+    def set_extra_state(self, state):
+        pass
+
+def remembers(channels):
+    return Remembers(channels, 8, 3)
 '''
 
 
@@ -163,7 +219,10 @@ def test_differences_are_listed():
 
 @pytest.mark.parametrize(("value", "found"), [
     (torch.zeros(16, 3, 3, 3, dtype=torch.int8), "integers"),
-    (torch.full((16, 3, 3, 3), torch.nan), "NaN or infinity")])
+    (torch.zeros(16, 3, 3, 3, dtype=torch.complex64), "complex numbers"),
+    (torch.full((16, 3, 3, 3), torch.nan), "NaN or infinity"),
+    (torch.full((16, 3, 3, 3), torch.nan).to(torch.float8_e4m3fn), "NaN or infinity"),
+    (torch.full((16, 3, 3, 3), 1e40, dtype=torch.float64), "NaN or infinity")])
 def test_numbers_that_are_no_weights_are_refused(value, found):
     tensors = build_trunk("wrn-10-1").state_dict() | {"0.0.weight": value}
     with pytest.raises(UsageError, match=f"of other numbers: 0.0.weight {found} found, floating point expected$"):
@@ -264,7 +323,10 @@ def test_a_network_that_cannot_be_compiled_is_one_line(prepared, own, command):
     ("mynets:stuck", "do not go through it (TypeError: cannot be copied"),
     ("mynets:lazy", "do not go through it (RuntimeError: "),
     ("mynets:nameless", "gave a Identity, expected an nn.Module with out_channels"),
-    ("mynets:flat", "(1, 432) for one image found, expected features of (1, 8, h, w)"),
+    ("mynets:flat", "(2, 432) for 2 images found in training, expected features of (2, 8, h, w)"),
+    ("mynets:aux", "tuple for 2 images found in training, expected features of (2, 8, h, w)"),
+    ("mynets:double", "features of torch.float64 found, torch.float32 expected"),
+    ("mynets:quits", "quits(3) failed (SystemExit: bye; in "),
     ("mynets:deep", "images of 12×12×3 do not go through it"),
     ("mynets:failing", "failed (KeyError: 'weights'; in "), ("my nets:x", "expected one of"),
     ("mynets:", "expected one of")])
@@ -273,6 +335,63 @@ def test_a_network_that_is_none(prepared, own, command, name, words):
     assert "--network" in line
     assert words in line
     assert not (own / "run").exists()
+
+
+def test_networks_that_no_average_can_follow(prepared, own, command):
+    """They are refused with --ema, not averaged wrongly; without it they train."""
+    for name, words in (("closure", "its copy, which --ema averages in, computes with weights of the original"),
+                        ("rebinds", "--network: mean became another tensor while training")):
+        flags = {"network": f"mynets:{name}"}
+        status, _, err = command(cli.main, *arguments(prepared, own / f"{name}-averaged", ema=0.9, **flags))
+        assert status == 2
+        assert words in err.strip().splitlines()[-1]
+        assert command(cli.main, *arguments(prepared, own / name, **flags))[0] == 0
+
+
+def test_a_function_that_returns_one_module_twice(prepared, own, command):
+    """The average and the last weights are still two."""
+    run = own / "run"
+    assert command(cli.main, *arguments(prepared, run, network="mynets:cached", ema=0.9))[0] == 0
+    config = load_config(RunFolder(run), network="mynets:cached")
+    tasks = load_tasks(RunFolder(run), config, 2, 3)
+    for name, part in (("test_error", "averaged"), ("test_error_raw", "task")):
+        assert difference(tasks[name].state_dict(), trained(run)[part]) == ""
+    assert difference(trained(run)["averaged"], trained(run)["task"]) != ""
+
+
+def test_a_network_with_a_state_that_is_no_tensor(prepared, own, command):
+    flags = {"network": "mynets:remembers"}
+    assert command(cli.main, *arguments(prepared, own / "one", **flags))[0] == 0
+    assert "_extra_state" in str(trained(own / "one")["task"].keys())
+    assert command(cli.main, *arguments(prepared, own / "other", init=own / "one", **flags))[0] == 0
+
+
+def test_a_network_that_was_edited_is_refused_by_its_difference(prepared, own, command):
+    run = own / "run"
+    assert command(cli.main, *arguments(prepared, run, network="mynets:plain"))[0] == 0
+    (own / "mynets.py").write_text(OWN.replace("def plain(", "def former(") + "\nplain = ours\n")
+    sys.modules.pop("mynets")
+    line = complaint(command, "evaluate", run, "--network", "mynets:plain", status=1)
+    assert "checkpoint.pt: does not fit this run" in line
+    assert 'Missing key(s) in state_dict: "trunk.' in line
+
+
+def test_a_run_of_a_gpu_that_is_not_here(prepared, own, command, monkeypatch):
+    run = own / "run"
+    assert command(cli.main, *arguments(prepared, run))[0] == 0
+    content = json.loads((run / "config.json").read_text())
+    (run / "config.json").write_text(json.dumps({**content, "device": "cuda:1"}))
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    line = complaint(command, "evaluate", run, status=2)
+    assert f"--gpu: {run} was trained on cuda:1, which is not here; to evaluate it, --gpu none takes the CPU" in line
+
+
+def test_a_run_is_evaluated_in_its_precision(prepared, tmp_path, command, monkeypatch):
+    assert command(cli.main, *arguments(prepared, tmp_path / "run", precision="bf16"))[0] == 0
+    real, seen = SesemiTask.predict, []
+    monkeypatch.setattr(SesemiTask, "predict", lambda task, images: seen.append(real(task, images)) or seen[-1])
+    assert command(cli.main, "evaluate", tmp_path / "run")[0] == 0
+    assert {logits.dtype for logits in seen} == {torch.bfloat16}
 
 
 def test_own_networks_decide_their_dropout(prepared, own, command):

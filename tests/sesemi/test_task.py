@@ -1,6 +1,7 @@
 """Loss, metrics and optimiser against values written out by hand; both branches in one pass against two."""
 
 import math
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -10,7 +11,7 @@ from pipelines.batch import Examples
 from sesemi.networks import build_trunk
 from sesemi.networks.layers import BatchNorm
 from sesemi.schedule import build_optimizer, learning_rate
-from sesemi.task import SesemiTask
+from sesemi.task import SesemiTask, build_task
 
 
 def cross_entropy_by_hand(logits: list[list[float]], labels: list[int]) -> float:
@@ -163,10 +164,38 @@ def test_one_pass_is_left_as_it_was_and_only_for_training():
     part = Examples(torch.randn(4, 3, 16, 16), torch.zeros(4, dtype=torch.long))
     task(part, part)
     layers = [layer for layer in task.modules() if isinstance(layer, BatchNorm)]
-    assert {layer.first_part for layer in layers} == {None}
+    assert {layer.parts for layer in layers} == {None}
     task.eval()
     both = task.logits(part.images, part.images)[0]
     assert torch.equal(both, task.predict(part.images))
+
+
+def test_one_pass_splits_images_and_nothing_else():
+    """Not what a trunk has folded into the first dimension by then. A frozen batch norm is not split."""
+    class Folded(nn.Sequential):
+        def forward(self, x):
+            return super().forward(x.unflatten(2, (2, -1)).transpose(1, 2).flatten(0, 1))
+    trunk = Folded(BatchNorm(3))
+    trunk.out_channels = 3
+    images = torch.randn(4, 3, 16, 16)
+    with pytest.raises(ValueError, match="a batch norm of 16 found, 8 images expected"):
+        SesemiTask(trunk, 2, fused=True).logits(images, images)
+    task = SesemiTask(build_trunk("wrn-10-1"), 2, dropout=0.0, fused=True)
+    for layer in task.modules():
+        if isinstance(layer, BatchNorm):
+            layer.eval()
+    before = [value.clone() for value in task.buffers()]
+    found = task.logits(images, images + 3)[0]
+    assert all(torch.equal(one, other) for one, other in zip(task.buffers(), before, strict=True))
+    assert torch.allclose(found, task.predict(images), atol=1e-5)
+
+
+@pytest.mark.parametrize(("compile", "device", "fused"), [
+    (True, "meta", True), (False, "meta", False), (True, "cpu", False)])
+def test_one_pass_where_it_is_faster(compile, device, fused):
+    """Compiled, on another device than the CPU."""
+    config = SimpleNamespace(network="wrn-10-1", trunk_dropout=0.0, dropout=0.2, compile=compile, device=device)
+    assert build_task(config, 10, 3).fused == fused
 
 
 @pytest.mark.parametrize(("norm", "splits"), [(BatchNorm, True), (nn.BatchNorm2d, False), (nn.Identity, False)])

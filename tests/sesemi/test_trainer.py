@@ -4,6 +4,7 @@ import copy
 import dataclasses
 import itertools
 import math
+import time
 
 import pytest
 import torch
@@ -207,6 +208,28 @@ def test_float16_goes_on_after_an_overflow_as_if_it_had_not_been(overflows):
                            runs[1].optimizer.state[other]["momentum_buffer"])
 
 
+def test_no_state_has_weights_that_are_not_finite():
+    """The losses of a step are those of the weights before it."""
+    trainer = build()
+    trainer.train_step(batches(1)[0])
+    trainer.state_dict()
+    with torch.no_grad():
+        trainer.task.trunk[0][0].weight[0] = torch.nan
+    with pytest.raises(DataError, match=r"the weights are no longer finite at step 1 .*try a lower --lr; earlier"):
+        trainer.state_dict()
+
+
+def test_waiting_for_a_batch_counts_as_such():
+    def slow():
+        for batch in batches(8):
+            time.sleep(0.05)
+            yield batch
+    trainer = build()
+    line, = run(trainer, slow())
+    assert 0.4 <= trainer.waited <= trainer.seconds
+    assert line.data_wait_fraction == trainer.waited / trainer.seconds
+
+
 @pytest.mark.parametrize("log_every", [1, 100])
 def test_a_loss_that_is_not_finite_stops_the_run(log_every):
     trainer = build()
@@ -249,7 +272,8 @@ def test_error_rates_count_every_image_once_and_leave_the_tasks_alone():
     labels = right.clone()
     labels[[3, 11, 24]] = 1 - labels[[3, 11, 24]]
     task.train()
-    frozen = task.trunk[0][1].eval()  # by a network that wants it so
+    frozen = task.trunk[0][1].eval()
+    task.train = lambda mode=True: (nn.Module.train(task, mode), frozen.eval())[0]  # how networks freeze parts
     before = weights(trainer)
     with torch.no_grad():
         trainer.averaged.task.class_head.bias[0] = 1e6  # it says 0 for everything
@@ -259,6 +283,27 @@ def test_error_rates_count_every_image_once_and_leave_the_tasks_alone():
     assert count == 25
     assert [module for module in task.modules() if not module.training] == [frozen]
     assert all(torch.equal(value, before[name]) for name, value in weights(trainer).items())
+
+
+def test_a_network_that_works_in_place_on_its_images():
+    """The second task that is evaluated sees what the first saw."""
+    class InPlace(nn.Conv2d):
+        out_channels = 4
+
+        def forward(self, x):
+            return super().forward(x.sub_(0.5).mul_(5).relu_())
+    torch.manual_seed(0)
+    trainer = Trainer(SesemiTask(InPlace(3, 4, 3), 2), steps=8, base_lr=0.05)
+    images = torch.randn(40, 3, 16, 16)
+    loader = Evaluation([Examples(images, trainer.task.eval().predict(images.clone()).argmax(dim=1))])
+    errors, _ = error_rates({"one": trainer.task, "other": trainer.task}, loader, trainer.autocast, progress=False)
+    assert errors == {"one": 0, "other": 0}
+
+
+def test_a_network_that_comes_in_evaluation_mode_is_trained_in_training_mode():
+    task = SesemiTask(build_trunk("wrn-10-1").eval(), 2)
+    assert Trainer(task, steps=8, base_lr=0.05).task is task
+    assert all(module.training for module in task.modules())
 
 
 def test_an_evaluation_stops_between_two_forward_passes(monkeypatch):
