@@ -196,8 +196,9 @@ class Trainer:
         """Refuse a network that makes new buffers instead of changing its own, where they are followed."""
         if self.averaged is None and self._new_graph is None:
             return
-        new = [name for name, buffer in self.task.named_buffers() if buffer is not self._buffers.get(name)]
-        if new:
-            raise UsageError(f"--network: {new[0].removeprefix('trunk.')} became another tensor while training; the "
-                             f"average (--ema) and the CUDA graph follow buffers that change in place, by copy_ or "
-                             f"lerp_ for instance")
+        now = dict(self.task.named_buffers())
+        for name, buffer in self._buffers.items():
+            if now.get(name) is not buffer:
+                raise UsageError(f"--network: {name.removeprefix('trunk.')} became another tensor while training; have "
+                                 f"the network change it in place (copy_, lerp_), or leave out --ema and the CUDA "
+                                 f"graph (--no-cuda-graph), which follow the tensor that was there")
