@@ -95,6 +95,7 @@ def test_left_after_a_step_it_goes_on_to_the_bit(options):
     random = torch.get_rng_state()
     second = build(**options)
     second.load_state_dict(state)
+    assert second.rate == first.rate  # the last step's, also if no step is left
     torch.set_rng_state(random)
     part += run(second, batches(8)[5:], log_every=3)
     for name, task in second.evaluated().items():
