@@ -86,7 +86,7 @@ def resolve(config: Config, train: ShardSet, test: ShardSet, extra: ShardSet | N
 
 
 def check_network(config: Config, images: ShardSet) -> None:
-    """Send two images through the network: on the meta device, but through the user's own, which may not know it.
+    """Send images through the network: on the meta device, but through the user's own, which may not know it.
 
     Raises UsageError where they do not go through it, or what comes out is not what the heads expect.
     """

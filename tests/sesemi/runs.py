@@ -70,8 +70,13 @@ def train(command, prepared, run, **flags) -> tuple[int, str, str]:
     return command(cli.main, *arguments(prepared, run, **{"steps": 12, "checkpoint-every": 3, **flags}))
 
 
+def trained(run: Path) -> dict:
+    """What a run's newest checkpoint has of its trainer."""
+    return checkpoint.load(run / "checkpoint.pt", CPU)["trainer"]
+
+
 def weights(run: Path) -> dict[str, torch.Tensor]:
-    return checkpoint.load(run / "checkpoint.pt", CPU)["trainer"]["task"]
+    return trained(run)["task"]
 
 
 def assert_same_run(part: Path, whole: Path) -> None:
