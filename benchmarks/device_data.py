@@ -50,7 +50,7 @@ def whiten(setup: Setup, report: Report, run: str) -> None:
     folder = RunFolder(run)
     config = load_config(folder, str(setup.device))
     sets = open_sets(config)
-    del sets["test"]
+    sets.pop("test", None)
     check_sets(folder, sets, "began with")
     whitening.prepare(config.preprocess, list(sets.values()), setup.device).save(folder.whitening)
     report.note("whitening fitted anew for", str(folder.path))

@@ -202,33 +202,45 @@ def noise_state(*key: int) -> np.ndarray:
     return np.random.SeedSequence(key).generate_state(STATE_WORDS, np.uint32)
 
 
-def class_balanced_subset(labels: np.ndarray, count: int, num_classes: int) -> np.ndarray:
-    """Indices (count,) of the labeled images of a run: the reference's ``stratified_sample``.
+def even_shares(available: np.ndarray, count: int) -> np.ndarray:
+    """How many of ``count`` images each class gives, as even as the classes allow: int64 (k,), as ``available``.
 
-    For each class in order, the indices of its images are shuffled by one ``RandomState(1)`` and the first
-    ``count // num_classes`` taken. ``count == len(labels)`` takes everything, in order.
+    Each gives min(its images, level), with the largest level whose sum is at most ``count``; the rest come one each
+    from the first classes in order that have more.
 
     Raises:
-        ValueError: more images than there are, a count that does not divide among the classes (the message
-            names the nearest that do), or a class with too few images.
+        ValueError: more images than there are.
+    """
+    if count > available.sum():
+        raise ValueError(f"{count:,} images asked for, {available.sum():,} there are")
+    low, high = 0, int(available.max(initial=0))  # the level is in low to high
+    while low < high:
+        level = (low + high + 1) // 2
+        low, high = (level, high) if np.minimum(available, level).sum() <= count else (low, level - 1)
+    shares = np.minimum(available, low)
+    shares[np.flatnonzero(available > low)[:count - shares.sum()]] += 1
+    return shares
+
+
+def class_balanced_subset(labels: np.ndarray, count: int, num_classes: int) -> np.ndarray:
+    """Indices (count,) of the labeled images of a run: the reference's ``stratified_sample``, for any count.
+
+    For each class in order, the indices of its images are shuffled by one ``RandomState(1)`` and the first
+    ``even_shares`` taken: where ``count`` divides among the classes that is the reference's choice, and a larger one
+    contains a smaller. ``count == len(labels)`` takes everything, in order.
+
+    Raises:
+        ValueError: more images than there are.
     """
     if count == len(labels):
         return np.arange(count)
-    if count > len(labels):
-        raise ValueError(f"{count} images asked for, {len(labels)} there are")
-    per_class, rest = divmod(count, num_classes)
-    if rest or not per_class:
-        below, above = per_class * num_classes, (per_class + 1) * num_classes
-        nearest = " and ".join(str(n) for n in (below, min(above, len(labels))) if n)
-        raise ValueError(f"{count} does not divide among {num_classes} classes; the nearest that do: {nearest}")
+    shares = even_shares(np.bincount(labels, minlength=num_classes), count)
     random = np.random.RandomState(1)
     chosen = []
-    for label in range(num_classes):
+    for label, share in enumerate(shares):
         indices = np.flatnonzero(labels == label)
-        if len(indices) < per_class:
-            raise ValueError(f"{count} asks for {per_class} images of each class, class {label} has {len(indices)}")
         random.shuffle(indices)
-        chosen.append(indices[:per_class])
+        chosen.append(indices[:share])
     return np.concatenate(chosen)
 
 

@@ -44,10 +44,11 @@ def build_parser() -> Parser:
     lines("--network", metavar="NAME", help=f"{NAMES} (default: {Config.network})")
     lines("--init", metavar="PATH",
           help="begin with the trunk of another run, by its folder, or of a .safetensors file")
-    lines("--labels", type=count, metavar="N", help="labeled training images in all (default: all)")
+    lines("--labels", type=count, metavar="N",
+          help="labeled training images in all, as even over the classes as they allow (default: all)")
     lines("--method", choices=METHODS, help="sesemi; asl: the proxy branch sees the labeled images only; "
                                             f"supervised: no proxy branch (default: {Config.method})")
-    lines("--extra", metavar="N|NAME|PATH", help="half of the unlabeled images from another prepared set: "
+    lines("--extra", metavar="N|NAME|PATH", help="half of the unlabeled images from another prepared dataset: "
                                                  "tinyimages-N, or any by its name under --data or its path")
     lines("--gpu", dest="device", metavar="N", help="number of the GPU, or none for the CPU (default: GPU 0 if any)")
     lines("--preprocess", choices=PREPROCESS, help="default: as the reference does for the dataset")
@@ -55,7 +56,7 @@ def build_parser() -> Parser:
           help="mirror labeled images left to right, in training and evaluation (default: the dataset's)")
     lines("--dropout", type=float, metavar="RATE", help="before the class head (default: the dataset's)")
     lines("--trunk-dropout", type=float, metavar="RATE", help="inside the network (default: the dataset's)")
-    lines("--epochs", type=count, metavar="N", help="of unlabeled images // B steps, or of labeled ones for asl "
+    lines("--epochs", type=count, metavar="N", help="of images // B steps, labeled or not; of labeled ones for asl "
                                                            "(default: the dataset's)")
     lines("--steps", type=count, metavar="N", help="length of the run and of the schedule, whatever the epochs")
     lines("--batch-unlabeled", type=count, metavar="B",
@@ -82,7 +83,7 @@ def build_parser() -> Parser:
     lines("--eval-every", type=errors.non_negative_int, metavar="STEPS",
           help="0: at the end only (default: every epoch)")
     lines("--eval-images", type=count, metavar="N",
-          help="evaluate a fixed class-balanced sample of the test images (default: all)")
+          help="evaluate a fixed sample of the test images, as even over the classes as N allows (default: all)")
 
     evaluate = commands.add_parser("evaluate", help="the test error of a run", epilog=EVALUATE_EXAMPLE,
                                    description="Print the test error of a run, from its checkpoint.")
@@ -154,8 +155,10 @@ def evaluate_command(given: dict) -> int:
 def describe(result: dict) -> str:
     """A result in one line; raises DataError for what is none."""
     try:
-        return (f"test error {result['test_error']:.4f} on {result['test_images']:,} images: {result['method']}, "
-                f"{result['network']}, {result['labels']:,} labels, {result['steps']:,} steps in "
-                f"{result['seconds']:,.0f} s ({result['images_per_second']:,.0f} images/s)")
+        error = "no test error, since there is no test set" if result["test_error"] is None else \
+            f"test error {result['test_error']:.4f} on {result['test_images']:,} images"
+        return (f"{error}: {result['method']}, {result['network']}, {result['labels']:,} labels, "
+                f"{result['steps']:,} steps in {result['seconds']:,.0f} s "
+                f"({result['images_per_second']:,.0f} images/s)")
     except (KeyError, TypeError, ValueError, OverflowError) as error:
         raise DataError(f"result.json: not the result of a run ({type(error).__name__}: {error})") from None

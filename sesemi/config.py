@@ -23,9 +23,9 @@ class Config:
         dataset: name of the prepared set under ``data``.
         network: see ``sesemi.networks``.
         init: what the trunk begins with: another run's folder, or a .safetensors file; None for random weights.
-        labels: labeled training images in all; None for all there are.
-        extra: further unlabeled images, which take half of each step's: a prepared set by its path or its name under
-            ``data``, or a number N for the set ``tinyimages-N``.
+        labels: labeled training images in all, as even over the classes as they allow; None for all there are.
+        extra: unlabeled images of another dataset, which take half of each step's: a prepared set by its path or its
+            name under ``data``, or a number N for the set ``tinyimages-N``; of a dataset ``train`` and ``unlabeled``.
         dropout, trunk_dropout: before the class head, and inside the trunk.
         steps: length of the run and of the learning-rate schedule; None for ``epochs`` · ``steps_per_epoch``.
         batch_unlabeled: unlabeled images B a step; 6B views of them and 6B labeled images.
@@ -35,7 +35,7 @@ class Config:
         compile: have torch.compile fuse the network's operations in training.
         keep: checkpoints to keep: the newest, and those before it in case it gets damaged.
         eval_every: steps between evaluations; 0 for at the end only.
-        eval_images: test images evaluated, a fixed class-balanced sample; None for all.
+        eval_images: test images evaluated, a fixed sample, as even over the classes as they allow; None for all.
         run: the run's folder.
     """
 
@@ -114,13 +114,19 @@ class Config:
         """The test images' shard set."""
         return Path(self.data) / self.dataset / "test"
 
-    def steps_per_epoch(self, train_images: int) -> int:
-        """Steps that the proxy branch takes to see its images once: of ASL, the labeled ones, else all of the dataset.
+    @property
+    def unlabeled_path(self) -> Path:
+        """The shard set of further images of the dataset, which have no labels; there may be none."""
+        return Path(self.data) / self.dataset / "unlabeled"
+
+    def steps_per_epoch(self, images: int) -> int:
+        """Steps that the proxy branch takes to see its images once: of ASL, the labeled ones, else all ``images`` of
+        the dataset, labeled or not (paper, section 3). At least one.
 
         With extra images the dataset's own are half of each step's.
         """
-        images = self.labels if self.method == "asl" and self.labels else train_images
-        return images // (self.batch_unlabeled // (1 if self.extra is None else 2))
+        images = self.labels if self.method == "asl" and self.labels else images
+        return max(1, images // (self.batch_unlabeled // (1 if self.extra is None else 2)))
 
     def as_dict(self) -> dict:
         """The fields, for JSON."""

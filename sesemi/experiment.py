@@ -8,8 +8,10 @@ from pathlib import Path
 import torch
 
 from pipelines import whitening
+from pipelines.batch import VIEWS
 from pipelines.common.errors import Stopped, UsageError
 from pipelines.common.files import created_dirs, locked, remove_leftovers
+from pipelines.common.words import counted
 from pipelines.shards import ShardSet
 from sesemi import checkpoint
 from sesemi.config import Config
@@ -17,9 +19,17 @@ from sesemi.device import DTYPES, autocast, check_compiler, compiling, device_na
 from sesemi.evaluation import error_rates
 from sesemi.networks.layers import count_parameters
 from sesemi.resolve import check_network, open_sets, resolve
-from sesemi.run import Run, evaluation_loader, fit
+from sesemi.run import PROXY_SETS, Run, dataset_images, evaluation_loader, fit
 from sesemi.runlog import RunFolder
-from sesemi.saved import check_sets, load_config, load_tasks, load_trunk, load_whitening, read_trunk
+from sesemi.saved import (
+    check_sets,
+    load_config,
+    load_tasks,
+    load_trunk,
+    load_whitening,
+    read_trunk,
+    saved_fingerprints,
+)
 from sesemi.signals import StopRequest
 from sesemi.task import SesemiTask, build_task
 
@@ -53,7 +63,7 @@ def train(config: Config, resume: bool = False) -> dict:
         stack.enter_context(created_dirs(folder.path))
         stack.enter_context(locked(folder.path))
         if resume:
-            saved = check_sets(folder, sets, "began with; start a new --run")
+            saved = check_sets(folder, sets, "began with; start a new --run", whole=True)
             preprocess = load_whitening(folder, config, saved, sets["train"].image_shape)
         else:
             _refuse_existing(folder)
@@ -65,6 +75,7 @@ def train(config: Config, resume: bool = False) -> dict:
         stack.callback(run.close)
         if resume:
             run.resume()
+        print(data_line(config, run.labels_by_class(), sets), file=sys.stderr)
         print(started(config, task, run.trainer.step) + " (no GPU found)" * no_gpu, file=sys.stderr)
         run.begin()
         with StopRequest() as stop, compiling(config.network) if config.compile else nullcontext():
@@ -72,6 +83,31 @@ def train(config: Config, resume: bool = False) -> dict:
     if stop.requested:
         raise Stopped(f"stopped, but {folder.path} is finished: its result is in {folder.result}", stop.signal)
     return folder.read(folder.result)
+
+
+def data_line(config: Config, labels_by_class: dict[str, int], sets: dict[str, ShardSet]) -> str:
+    """What the run sees, in a line: labeled images by class, images of the proxy branch, and how often each comes."""
+    batch, steps = config.batch_unlabeled, config.steps
+    by_class = counted(list(labels_by_class), list(labels_by_class.values()))
+    parts = [f"data: {config.labels:,} labeled images ({by_class}), each seen "
+             f"{_times(steps * VIEWS * batch, config.labels)}"]
+    if config.method == "sesemi":
+        sources = [{name: len(sets[name]) for name in names if name in sets} for names in PROXY_SETS]
+        sources = [source for source in sources if source]
+        parts.append("in the proxy branch " + " + ".join(
+            f"{sum(source.values()):,} of {' and '.join(source)}, each seen "
+            f"{_times(steps * batch // len(sources), sum(source.values()))}" for source in sources))
+    elif config.method == "asl":
+        parts.append(f"in the proxy branch the same, each seen {_times(steps * batch, config.labels)}")
+    parts.append(f"{steps:,} steps, {config.steps_per_epoch(dataset_images(sets)):,} an epoch")
+    parts.append(f"{len(sets['test']):,} test images" if "test" in sets else "no test set")
+    return "; ".join(parts)
+
+
+def _times(draws: int, images: int) -> str:
+    times = draws / images
+    number = f"{times:,.0f}" if times >= 10 or times == int(times) else f"{times:.2g}"
+    return "once" if times == 1 else f"{number} times"
 
 
 def started(config: Config, task: SesemiTask, step: int) -> str:
@@ -97,6 +133,9 @@ def evaluate(run: Path | str, device: str | None = None, network: str | None = N
     """
     folder = RunFolder(run)
     config = load_config(folder, device, network)
+    if "test" not in saved_fingerprints(folder):
+        raise UsageError(f"{folder.path}: no test set; {config.dataset} had none when this run was trained: prepare it "
+                         f"with one, by --test-fraction for instance, and train again")
     test_set = ShardSet(config.test_path)
     saved = check_sets(folder, {"test": test_set}, "was trained with")
     check_network(config, test_set)

@@ -14,7 +14,7 @@ class Preset:
     """Settings of a kind of data.
 
     Args:
-        epochs: of SESEMI and of supervised training; an epoch has unlabeled images // B steps.
+        epochs: of SESEMI and of supervised training; an epoch has images // B steps, labeled or not.
         flips: left to right, of labeled images and in the evaluation.
         preprocess: ``zca``, ``gcn``, ``standardize``; None for ZCA up to 48×48 pixels and GCN above.
     """

@@ -1,14 +1,16 @@
 """How the data and the machine make a configuration final, and refuse what they cannot do."""
 
 import copy
+import os
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import torch
 from torch import nn
 
 from pipelines.common.errors import DataError, UsageError
-from pipelines.sampling import MAX_SHIFT, class_balanced_subset
+from pipelines.sampling import MAX_SHIFT
 from pipelines.shards import ShardSet
 from pipelines.shards.manifest import MANIFEST
 from sesemi.config import Config
@@ -20,38 +22,60 @@ ZCA_PIXELS = 48  # the covariance of 48×48 RGB takes 0.4 GB, that of 96×96 tak
 
 
 def open_sets(config: Config) -> dict[str, ShardSet]:
-    """The shard sets of a run by name: train, test and, where the configuration has one, extra."""
-    sets = {"train": ShardSet(config.train_path), "test": ShardSet(config.test_path)}
-    if config.extra is not None:
-        sets["extra"] = ShardSet(extra_path(config))
-    return sets
+    """The shard sets of a run by name: train; unlabeled and test, where the dataset has them; extra and
+    extra_unlabeled, where the configuration has one and that has it.
+    """
+    sets = {"train": ShardSet(config.train_path)}
+    for name, path in (("unlabeled", config.unlabeled_path), ("test", config.test_path)):
+        if os.path.lexists(path):
+            sets[name] = ShardSet(path)
+    return sets | {name: ShardSet(path) for name, path in extra_paths(config).items()}
 
 
-def extra_path(config: Config) -> Path:
-    """The shard set that ``extra`` names; raises DataError where there is none."""
+def extra_paths(config: Config) -> dict[str, Path]:
+    """The shard sets that ``extra`` names, by name; of a dataset its train and unlabeled sets.
+
+    Raises:
+        DataError: there is none.
+    """
+    if config.extra is None:
+        return {}
     name = f"tinyimages-{config.extra}" if config.extra.isdecimal() or config.extra == "all" else config.extra
-    for path in (Path(config.data) / name / "train", Path(config.data) / name, Path(name) / "train", Path(name)):
+    for path in (Path(config.data) / name, Path(name)):
+        if (path / "train" / MANIFEST).exists():
+            more = path / "unlabeled"
+            return {"extra": path / "train"} | ({"extra_unlabeled": more} if os.path.lexists(more) else {})
         if (path / MANIFEST).exists():
-            return path
+            return {"extra": path}
     raise DataError(f"--extra {config.extra}: no shard set {Path(config.data) / name / 'train'} here ({MANIFEST} not "
                     f"found); python -m tools.prepare makes one")
 
 
-def resolve(config: Config, train: ShardSet, test: ShardSet, extra: ShardSet | None = None) -> Config:
+def resolve(config: Config, train: ShardSet, test: ShardSet | None = None, extra: ShardSet | None = None,
+            unlabeled: ShardSet | None = None, extra_unlabeled: ShardSet | None = None) -> Config:
     """The configuration with nothing left open; raises UsageError where the data does not allow it."""
     height, width, _ = train.image_shape
     if train.classes is None:
-        raise UsageError(f"--dataset {config.dataset}: {train.path} has no labels; prepare it from train/<class>/")
-    if (test.classes, test.image_shape) != (train.classes, train.image_shape):
+        raise UsageError(f"--dataset {config.dataset}: {train.path} has no labels; prepare it from a source that has "
+                         f"some (README, \"Your own images\"), or use it as unlabeled images by --extra")
+    present = np.unique(train.labels)
+    if len(present) < 2:
+        raise UsageError(f"--dataset {config.dataset}: {train.path} has images of a single class, "
+                         f"{train.classes[present[0]]}; expected two or more")
+    if test is not None and (test.classes, test.image_shape) != (train.classes, train.image_shape):
         raise UsageError(f"--dataset {config.dataset}: {test.path} has other classes or another image size than "
                          f"{train.path}; prepare both together")
+    if unlabeled is not None and unlabeled.image_shape != train.image_shape:
+        raise UsageError(f"--dataset {config.dataset}: {unlabeled.path} has images of {_size(unlabeled)}, {train.path} "
+                         f"of {_size(train)}; prepare both together")
     if height != width or height < 2 * MAX_SHIFT:
         raise UsageError(f"--dataset {config.dataset}: images of {height}×{width}, square ones of at least "
                          f"{2 * MAX_SHIFT} pixels expected")
     check_network(config, train)
-    if extra is not None and extra.image_shape != train.image_shape:
-        raise UsageError(f"--extra {config.extra}: images of {_size(extra)} found, {_size(train)} expected as in "
-                         f"{train.path}")
+    for one in filter(None, (extra, extra_unlabeled)):
+        if one.image_shape != train.image_shape:
+            raise UsageError(f"--extra {config.extra}: images of {_size(one)} found, {_size(train)} expected as "
+                             f"in {train.path}; they are in {one.path}")
     preprocess = config.preprocess or preset_for(train.manifest.dataset).preprocess
     if preprocess is None:
         preprocess = "zca" if height <= ZCA_PIXELS else "gcn"
@@ -60,14 +84,14 @@ def resolve(config: Config, train: ShardSet, test: ShardSet, extra: ShardSet | N
                          f"{ZCA_PIXELS}, since its matrices take gigabytes; gcn and standardize do not")
     device = config.device or ("cuda:0" if torch.cuda.is_available() else "cpu")
     labels = config.labels or len(train)
-    _check_count("--labels", labels, train)
-    if config.eval_images is not None:
-        _check_count("--eval-images", config.eval_images, test)
+    if not len(present) <= labels <= len(train):
+        raise UsageError(f"--labels: found {labels:,}, expected {len(present)}, one of each class, to the "
+                         f"{len(train):,} that {train.path} has")
+    if config.eval_images is not None and (test is None or config.eval_images > len(test)):
+        raise UsageError(f"--eval-images: found {config.eval_images:,}, but "
+                         + ("there is no test set" if test is None else f"{test.path} has {len(test):,}"))
     config = replace(config, labels=labels)
-    steps_per_epoch = config.steps_per_epoch(len(train))
-    if not steps_per_epoch:
-        raise UsageError(f"--batch-unlabeled: found {config.batch_unlabeled}, more than there are images for the "
-                         f"proxy branch ({labels if config.method == 'asl' else len(train)})")
+    steps_per_epoch = config.steps_per_epoch(len(train) + (0 if unlabeled is None else len(unlabeled)))
     preset = preset_for(train.manifest.dataset)
     dropout, trunk_dropout = preset.dropout(config.network, config.method)
     epochs = config.epochs or preset.epochs_of(config.method)
@@ -134,10 +158,3 @@ def _copies(trunk: nn.Module, images: torch.Tensor) -> bool:
 def _size(shard_set: ShardSet) -> str:
     height, width, channels = shard_set.image_shape
     return f"{height}×{width}×{channels}"
-
-
-def _check_count(flag: str, count: int, shard_set: ShardSet) -> None:
-    try:
-        class_balanced_subset(shard_set.labels, count, len(shard_set.classes))
-    except ValueError as error:
-        raise UsageError(f"{flag}: {error}; data: {shard_set.path}") from None

@@ -1,18 +1,22 @@
 """A run: what is checkpointed together, and the course of events from the first step to the last evaluation."""
 
 import shlex
+import sys
+import time
 from contextlib import ExitStack
 from dataclasses import asdict
 
+import numpy as np
 import torch
 
 from pipelines.common.errors import Stopped
 from pipelines.common.memory import peak_rss_bytes
 from pipelines.common.progress import progress_bar
+from pipelines.common.words import duration
 from pipelines.evaluation import EvaluationLoader
 from pipelines.loader import SemiSupervisedLoader
 from pipelines.sampling import class_balanced_subset
-from pipelines.shards import ShardSet, Subset
+from pipelines.shards import ImageSource, Joined, ShardSet, Subset
 from pipelines.whitening import Preprocess
 from sesemi import checkpoint
 from sesemi.config import Config
@@ -25,6 +29,9 @@ from sesemi.signals import StopRequest
 from sesemi.task import SesemiTask
 from sesemi.trainer import Trainer
 
+ESTIMATE_STEPS = 20  # of which the second half is timed
+PROXY_SETS = (("train", "unlabeled"), ("extra", "extra_unlabeled"))  # each a source of the proxy branch
+
 
 def fit(run: "Run", stop: StopRequest) -> None:
     """Train and evaluate a run to its end; raises Stopped, with all saved, where ``stop`` is requested before.
@@ -36,6 +43,7 @@ def fit(run: "Run", stop: StopRequest) -> None:
         run.evaluate(stop)
     while not stop.requested and (step := next(steps, None)):
         run.bar.update()
+        run.estimate()
         if step % config.log_every == 0 or step == config.steps:
             run.log()
         if step == config.steps:
@@ -66,18 +74,18 @@ class Run:
         self.config, self.folder = config, folder
         self.device = torch.device(config.device)
         train_set = sets["train"]
-        labeled = Subset(train_set, class_balanced_subset(train_set.labels, config.labels, len(train_set.classes)))
+        self.labeled = Subset(train_set, class_balanced_subset(train_set.labels, config.labels, len(train_set.classes)))
         self.loader = SemiSupervisedLoader(
-            labeled, proxy_images(config.method, labeled, train_set, sets.get("extra")), preprocess,
+            self.labeled, proxy_images(config.method, self.labeled, sets), preprocess,
             batch_unlabeled=config.batch_unlabeled, flip=config.flips, seed=config.seed, device=self.device,
             noise=config.noise, threads=cpu_cores())
         self.trainer = Trainer(task, steps=config.steps, base_lr=config.lr, dtype=DTYPES[config.precision],
                                ema=config.ema, compile=config.compile, cuda_graph=config.cuda_graph,
                                settle=self.loader.settle)
-        self.evaluation = evaluation_loader(config, preprocess, sets["test"])
+        self.evaluation = evaluation_loader(config, preprocess, sets["test"]) if "test" in sets else None
         self._fingerprints = {name: one.fingerprint for name, one in sets.items()}
-        self._steps_per_epoch = config.steps_per_epoch(len(train_set))
-        self._evaluated: dict = {"step": 0}  # the newest evaluation
+        self._steps_per_epoch = config.steps_per_epoch(dataset_images(sets))
+        self._evaluated: dict = {"step": 0, "test_error": None, "test_images": None}  # the newest evaluation
         self._saved_at: int | None = None  # the step of the newest checkpoint
         self._open = ExitStack()
         self._open.callback(self.loader.close)
@@ -96,12 +104,32 @@ class Run:
     def begin(self) -> None:
         """Write config.json, and open the metrics and a bar; not before a checkpoint was found to fit."""
         self.folder.write(self.folder.config, {
-            **self.config.as_dict(), "data_fingerprints": self._fingerprints, "versions": versions(),
-            "device_name": device_name(self.device)})
+            **self.config.as_dict(), "labels_by_class": self.labels_by_class(),
+            "data_fingerprints": self._fingerprints, "versions": versions(), "device_name": device_name(self.device)})
         self._log = MetricsLog(self.folder, self.trainer.step, self._evaluated["step"])
         self._open.callback(self._log.close)
         self.bar = self._open.enter_context(progress_bar(self.config.steps, " steps", "training",
                                                          initial=self.trainer.step))
+        self._began, self._marked = self.trainer.step, 0.0
+
+    def labels_by_class(self) -> dict[str, int]:
+        """How many labeled images each class gives."""
+        counts = np.bincount(self.labeled.labels, minlength=len(self.labeled.classes))
+        return dict(zip(self.labeled.classes, counts.tolist(), strict=True))
+
+    def estimate(self) -> None:
+        """After ``ESTIMATE_STEPS`` steps of this start, a line of how long the others will take."""
+        done, left = self.trainer.step - self._began, self.config.steps - self.trainer.step
+        if done not in (ESTIMATE_STEPS // 2, ESTIMATE_STEPS) or not left:
+            return
+        if self.device.type == "cuda":
+            torch.cuda.synchronize(self.device)  # the host is ahead; twice in a run it waits
+        now = time.perf_counter()
+        if done == ESTIMATE_STEPS:
+            seconds = (now - self._marked) / (ESTIMATE_STEPS - ESTIMATE_STEPS // 2) * left
+            without = "" if self.evaluation is None else ", evaluations not counted"
+            self.bar.write(f"about {duration(seconds)} for the other {left:,} steps{without}", file=sys.stderr)
+        self._marked = now
 
     def close(self) -> None:
         """End the loader's threads; close the files."""
@@ -118,7 +146,7 @@ class Run:
         """Whether this step is one to evaluate after, and was not."""
         step, every = self.trainer.step, self.config.eval_every
         wanted = step == self.config.steps or bool(every and step % every == 0)
-        return wanted and self._evaluated["step"] < step
+        return self.evaluation is not None and wanted and self._evaluated["step"] < step
 
     def evaluate(self, stop: StopRequest) -> None:
         """An ``eval`` line; nothing where ``stop`` is requested meanwhile."""
@@ -162,12 +190,21 @@ class Run:
             "device": device_name(self.device)})
 
 
-def proxy_images(method: str, labeled: Subset, train_set: ShardSet,
-                 extra: ShardSet | None) -> list[ShardSet | Subset]:
-    """The sets that the proxy branch sees, each an equal part of a step: none where the method has no such branch."""
+def dataset_images(sets: dict[str, ShardSet]) -> int:
+    """Training images of a dataset, labeled or not."""
+    return sum(len(sets[name]) for name in PROXY_SETS[0] if name in sets)
+
+
+def proxy_images(method: str, labeled: Subset, sets: dict[str, ShardSet]) -> list[ImageSource]:
+    """What the proxy branch sees, each source an equal part of a step: none where the method has no such branch.
+
+    The dataset's own images, labeled or not, are one source, in which each comes once an epoch (paper, section 3), and
+    so are the extra ones.
+    """
     match method:
         case "sesemi":
-            return [train_set] if extra is None else [train_set, extra]
+            both = ([sets[name] for name in names if name in sets] for names in PROXY_SETS)
+            return [one[0] if len(one) == 1 else Joined(one) for one in both if one]
         case "asl":
             return [labeled]
     return []

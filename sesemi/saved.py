@@ -72,9 +72,15 @@ def saved_fingerprints(folder: RunFolder) -> dict[str, str]:
     return saved
 
 
-def check_sets(folder: RunFolder, sets: dict[str, ShardSet], words: str) -> dict[str, str]:
-    """The fingerprints that ``saved_fingerprints`` reads; DataError, ending in ``words``, where a set has another."""
+def check_sets(folder: RunFolder, sets: dict[str, ShardSet], words: str, whole: bool = False) -> dict[str, str]:
+    """The fingerprints that ``saved_fingerprints`` reads; DataError, ending in ``words``, where a set has another.
+
+    ``whole``: where a set is missing, too.
+    """
     saved = saved_fingerprints(folder)
+    if whole and (missing := sorted(saved.keys() - sets.keys())):
+        raise DataError(f"{sets['train'].path.parent}: no {' and no '.join(missing)} set here, which {folder.path} "
+                        f"{words}")
     for name, shard_set in sets.items():
         if saved.get(name) != shard_set.fingerprint:
             raise DataError(f"{shard_set.path}: not the shards that {folder.path} {words}")

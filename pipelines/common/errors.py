@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import NoReturn
 
-MAX_MESSAGE = 2000  # characters of an error
+MAX_MESSAGE = 4000  # characters of an error
 
 
 class UsageError(Exception):
@@ -52,7 +52,7 @@ def run(command: Callable[[Sequence[str] | None], int | None], argv: Sequence[st
     except MemoryError:
         return _say("not enough memory", 1)
     except Stopped as stopped:
-        print(_line(stopped), file=sys.stderr)
+        print(one_line(stopped), file=sys.stderr)
         return 128 + stopped.signal
     except KeyboardInterrupt:
         return _say("interrupted", 130)
@@ -64,12 +64,13 @@ def run(command: Callable[[Sequence[str] | None], int | None], argv: Sequence[st
 
 
 def _say(message: object, status: int) -> int:
-    print("error:", _line(message), file=sys.stderr)
+    print("error:", one_line(message), file=sys.stderr)
     return status
 
 
-def _line(message: object) -> str:
-    line = " ".join(str(message)[:MAX_MESSAGE].splitlines())  # one line, whatever a library's message has
+def one_line(message: object) -> str:
+    """A message on one line that any terminal shows, whatever names of files and libraries' messages have in it."""
+    line = " ".join(str(message)[:MAX_MESSAGE].splitlines())
     return "".join(c if c.isprintable() else "?" for c in line)  # a name may hold escapes
 
 

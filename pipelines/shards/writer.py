@@ -111,15 +111,20 @@ class ShardWriter:
                                                  self._threads))
         self._filled = 0
 
-    def finish(self) -> Manifest:
-        """Write the last shard and then the manifest; the set appears when the context is left."""
+    def flush(self) -> None:
+        """Write the last shard and free the memory; nothing is appended after it."""
         if not self.num_images:
             raise DataError(f"{self.path}: no images found for split {self._set.split!r}")
         if self._filled:
             self._hand_over()
-        shards = tuple(shard.result() for shard in self._shards)
+        for shard in self._shards:
+            shard.result()
         self._images = self._labels = None
-        return self._finish(shards=shards)
+
+    def finish(self) -> Manifest:
+        """``flush``, and write the manifest; the set appears when the context is left."""
+        self.flush()
+        return self._finish(shards=tuple(shard.result() for shard in self._shards))
 
     def finish_in_place(self, path: Path, ranges: np.ndarray, layout: str) -> Manifest:
         """Instead of ``append`` and ``finish``: a manifest over a raw file's images [first, last) in ``ranges`` (k, 2),

@@ -10,6 +10,7 @@ from pipelines.sampling import (
     UNLABELED,
     Order,
     class_balanced_subset,
+    even_shares,
     evaluation_draws,
     evenly_spread,
     generator,
@@ -200,12 +201,40 @@ def test_label_subset_stays_what_it_was():
     assert class_balanced_subset(np.array([0, 1, 0, 1]), 4, 2).tolist() == [0, 1, 2, 3]  # all: as they come
 
 
-@pytest.mark.parametrize(("count", "message"), [
-    (7, "nearest that do: 6 and 8"), (1, "nearest that do: 2"), (13, "13 images asked for, 12 there are"),
-    (10, "class 1 has 4")])
-def test_label_subset_refuses(count, message):
-    with pytest.raises(ValueError, match=message):
-        class_balanced_subset(np.array([0] * 8 + [1] * 4), count, 2)
+@pytest.mark.parametrize(("available", "count", "shares"), [
+    ([200, 7, 50], 100, [47, 7, 46]),  # level 46: 46 + 7 + 46 = 99, and the one left is of the first class
+    ([200, 7, 50], 30, [12, 7, 11]), ([200, 7, 50], 21, [7, 7, 7]), ([200, 7, 50], 22, [8, 7, 7]),
+    ([200, 7, 50], 257, [200, 7, 50]), ([5, 5, 5], 7, [3, 2, 2]), ([5, 5, 5], 8, [3, 3, 2]), ([5, 0, 5], 3, [2, 0, 1]),
+    ([5, 5, 5], 2, [1, 1, 0]), ([1, 9, 1, 9], 8, [1, 3, 1, 3]), ([1, 9, 1, 9], 9, [1, 4, 1, 3]), ([3], 0, [0])])
+def test_labels_are_as_even_as_the_classes_allow(available, count, shares):
+    assert even_shares(np.array(available), count).tolist() == shares
+
+
+def test_even_shares_one_image_at_a_time():
+    """By a loop: round after round, each class in order gives one more, if it has one."""
+    draw = np.random.default_rng(0)
+    for _ in range(50):
+        available = draw.integers(0, 9, draw.integers(1, 7))
+        for count in range(available.sum() + 1):
+            shares, left = [0] * len(available), count
+            while left:
+                for label, most in enumerate(available):
+                    if left and shares[label] < most:
+                        shares[label] += 1
+                        left -= 1
+            assert even_shares(available, count).tolist() == shares
+
+
+def test_a_larger_label_subset_contains_a_smaller():
+    labels = np.array([0] * 8 + [1] * 3 + [2] * 20)
+    subsets = [set(class_balanced_subset(labels, count, 3).tolist()) for count in range(32)]
+    assert [len(subset) for subset in subsets] == list(range(32))
+    assert all(small < large for small, large in zip(subsets, subsets[1:], strict=False))
+
+
+def test_more_labels_than_there_are():
+    with pytest.raises(ValueError, match="13 images asked for, 12 there are"):
+        class_balanced_subset(np.array([0] * 8 + [1] * 4), 13, 2)
 
 
 def test_evenly_spread():

@@ -6,7 +6,7 @@ import pytest
 from pipelines.common.errors import UsageError
 from pipelines.shards import ShardSet
 from sesemi.config import Config
-from sesemi.resolve import extra_path, resolve
+from sesemi.resolve import extra_paths, open_sets, resolve
 from tests.conftest import random_images, write_set
 
 
@@ -79,8 +79,37 @@ def test_sets_by_number_name_and_path(tmp_path):
                          ("svhn/extra", "shards/svhn/extra"),
                          (str(tmp_path / "elsewhere/mine"), "elsewhere/mine/train"),
                          (str(tmp_path / "elsewhere/mine/train"), "elsewhere/mine/train")):
-        path = extra_path(Config("cifar100", extra=extra, data=data))
+        (path,) = extra_paths(Config("cifar100", extra=extra, data=data)).values()
         assert ShardSet(path).path.resolve() == (tmp_path / place).resolve()
+
+
+def test_an_extra_dataset_brings_its_unlabeled_images(tmp_path):
+    for place in ("mine/train", "mine/unlabeled", "other/train"):
+        write_set(tmp_path / place, random_images(40, 8), np.arange(40) % 2, ("a", "b"))
+    config = Config("other", extra="mine", data=str(tmp_path))
+    assert {name: one.path for name, one in open_sets(config).items()} == {
+        "train": tmp_path / "other/train", "extra": tmp_path / "mine/train",
+        "extra_unlabeled": tmp_path / "mine/unlabeled"}
+    assert list(extra_paths(Config("other", extra=str(tmp_path / "mine/unlabeled")))) == ["extra"]
+
+
+@pytest.mark.parametrize(("method", "extra", "steps"), [
+    ("sesemi", None, (40 + 300) // 16), ("supervised", None, (40 + 300) // 16), ("asl", None, 1),
+    ("sesemi", "extra", (40 + 300) // 8)])
+def test_an_epoch_is_a_pass_over_all_images_of_the_dataset(sets, tmp_path, method, extra, steps):
+    train, test = sets["cifar10"]
+    more = {"unlabeled": write_set(tmp_path / "unlabeled", random_images(300, 16))}
+    if extra:
+        more["extra"] = write_set(tmp_path / "extra", random_images(1000, 16))
+    config = resolve(Config("cifar10", method=method, extra=extra, labels=10, device="cpu"), train, test, **more)
+    assert config.steps == config.epochs * steps
+
+
+def test_unlabeled_images_of_another_size_are_refused(sets, tmp_path):
+    train, test = sets["cifar10"]
+    with pytest.raises(UsageError, match="unlabeled has images of 12×12×3"):
+        resolve(Config("cifar10", device="cpu"), train, test, unlabeled=write_set(tmp_path / "unlabeled",
+                                                                                 random_images(9, 12)))
 
 
 @pytest.mark.parametrize(("network", "size", "fits"), [
