@@ -1,4 +1,4 @@
-"""Conversion beside a plain copy of the same bytes: python -m benchmarks.prepare."""
+"""Conversion beside a plain copy of the same bytes; of photos, beside decoding in one thread: benchmarks.prepare."""
 
 import contextlib
 import io
@@ -13,17 +13,23 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from PIL import Image
 
 from benchmarks.measure import machine, say, table
 from pipelines.common import errors
 from pipelines.common.errors import Parser
+from pipelines.common.progress import progress_bar
 from tools import prepare
 from tools.sources import Source, cifar, tiny_images
+from tools.sources import folder as folder_source
+from tools.sources.images import load_image
 
 EXAMPLE = """example:
   python -m benchmarks.prepare --cifar10 cifar-10-batches-py --tiny-images 400000
+  python -m benchmarks.prepare --photos 20000 --repeats 3
 """
 IMAGE_BYTES = 3072
+PHOTO_SIZE = 64
 CHUNK = 2**20
 
 
@@ -33,12 +39,17 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--cifar10", type=Path, metavar="PATH", help="CIFAR-10's extracted pickles or binaries")
     parser.add_argument("--tiny-images", type=errors.positive_int, default=400_000, metavar="N",
                         help="images of random pixels in a file like tiny_images.bin (default: %(default)s)")
+    parser.add_argument("--photos", type=errors.positive_int, metavar="N",
+                        help="instead, a folder of so many JPEG files of 64×64 to 500×375 pixels")
     parser.add_argument("--folder", type=Path, metavar="PATH", help="where to write (default: a temporary folder)")
     parser.add_argument("--repeats", type=errors.positive_int, default=5, help="of each (default: %(default)s)")
     options = parser.parse_args(argv)
     found = {}
     with tempfile.TemporaryDirectory(dir=options.folder) as folder:
         folder = Path(folder)
+        if options.photos:
+            say({**machine(torch.device("cpu")), "photos": measure_photos(folder, options.photos, options.repeats)})
+            return 0
         if options.cifar10:
             files = [path for path in sorted(options.cifar10.iterdir()) if path.is_file()]
             found["cifar10"] = measure(lambda: cifar.read10(options.cifar10), files, 60_000, folder, options.repeats)
@@ -68,6 +79,43 @@ def measure(source, files: list[Path], images: int, folder: Path, repeats: int) 
     seconds, copy_seconds = statistics.median(convert), statistics.median(copy)
     return {"images_per_second": round(images / seconds, 1), "bytes_per_second": round(size / seconds),
             "copy_bytes_per_second": round(size / copy_seconds), "ratio": round(copy_seconds / seconds, 3)}
+
+
+def measure_photos(folder: Path, count: int, repeats: int) -> dict:
+    """Medians of converting a folder of photos, and of decoding them in a loop in this thread, in turns."""
+    files = make_photos(folder / "photos", count)
+    convert, decode = [], []
+    for _ in range(repeats):
+        decode.append(timed(lambda: [load_image(file, PHOTO_SIZE) for file in files]))
+        convert.append(timed(lambda: quietly(folder_source.read(folder / "photos", PHOTO_SIZE, test_fraction=0),
+                                             folder / "sets")))
+        shutil.rmtree(folder / "sets")
+    ratios = [one / two for one, two in zip(decode, convert, strict=True)]
+    found = {"images": count, "converted_per_second": round(count / statistics.median(convert), 1),
+             "decoded_in_one_thread_per_second": round(count / statistics.median(decode), 1),
+             "ratio": round(statistics.median(ratios), 3), "ratios": [round(ratio, 3) for ratio in ratios]}
+    print(table([(f"{count:,}", f"{found['converted_per_second']:,.0f}",
+                  f"{found['decoded_in_one_thread_per_second']:,.0f}", f"{found['ratio']:.2f}")],
+                ("photos", "converted/s", "decoded in one thread/s", "ratio")))
+    return found
+
+
+def make_photos(folder: Path, count: int) -> list[Path]:
+    """JPEG files of 64×64 to 500×375 pixels in ten class folders: clouds of colour with some noise, as photos pack."""
+    random, files = np.random.default_rng(0), []
+    with progress_bar(count, " files", "making photos") as bar:
+        for number in range(count):
+            share = random.random()
+            width, height = round(64 + 436 * share), round(64 + 311 * share)
+            clouds = Image.fromarray(random.integers(0, 256, (12, 16, 3), np.uint8)).resize((width, height))
+            noise = random.integers(-12, 13, (height, width, 1), np.int16)
+            pixels = np.clip(np.asarray(clouds, np.int16) + noise, 0, 255).astype(np.uint8)
+            file = folder / f"class{number % 10}" / f"{number}.jpg"
+            file.parent.mkdir(parents=True, exist_ok=True)
+            Image.fromarray(pixels).save(file, quality=90)
+            files.append(file)
+            bar.update()
+    return sorted(files)
 
 
 def timed(work) -> float:

@@ -113,16 +113,16 @@ class ShardWriter:
 
     def flush(self) -> None:
         """Write the last shard and free the memory; nothing is appended after it."""
-        if not self.num_images:
-            raise DataError(f"{self.path}: no images found for split {self._set.split!r}")
         if self._filled:
             self._hand_over()
         for shard in self._shards:
             shard.result()
-        self._images = self._labels = None
+        self._filled, self._images, self._labels = 0, None, None
 
     def finish(self) -> Manifest:
         """``flush``, and write the manifest; the set appears when the context is left."""
+        if not self.num_images:
+            raise DataError(f"{self.path}: no images found for split {self._set.split!r}")
         self.flush()
         return self._finish(shards=tuple(shard.result() for shard in self._shards))
 

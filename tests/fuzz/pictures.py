@@ -26,9 +26,11 @@ def image_seeds(kind: str) -> list[bytes]:
                "GIF": [{}, {"save_all": True, "append_images": [smooth], "transparency": 0}], "BMP": [{}],
                "WEBP": [{}, {"lossless": True}, {"exif": exif.tobytes()},
                         {"save_all": True, "append_images": [smooth]}],
+               "AVIF": [{}, {"quality": 100}, {"exif": exif.tobytes()}, {"save_all": True, "append_images": [smooth]}],
                "TIFF": [{"compression": name} for name in (None, "tiff_lzw", "packbits", "tiff_adobe_deflate", "jpeg")]}
     modes = {"PNG": ("RGB", "L", "P", "LA", "RGBA", "1", "I;16"), "JPEG": ("RGB", "L", "CMYK"), "GIF": ("P", "L"),
-             "BMP": ("RGB", "L", "P", "1"), "WEBP": ("RGB", "RGBA"), "TIFF": ("RGB", "L", "CMYK", "RGBA", "I;16", "F")}
+             "BMP": ("RGB", "L", "P", "1"), "WEBP": ("RGB", "RGBA"), "AVIF": ("RGB", "RGBA"),
+             "TIFF": ("RGB", "L", "CMYK", "RGBA", "I;16", "F")}
     found = []
     for number_, mode in enumerate(modes[kind]):
         for extra in options[kind] if number_ == 0 else options[kind][:1]:
@@ -103,6 +105,9 @@ def mutate_webp(draw: random.Random, content: bytes, other: bytes) -> bytes:
 def mutate_image(kind: str, draw: random.Random, content: bytes) -> bytes:
     """Fields of the format, at the widths that it has; or bytes."""
     other = draw.choice(image_seeds(kind))
+    if kind == "AVIF" and draw.random() < 0.6:  # the pixels alone: of the boxes before them hardly one may change
+        start = content.find(b"mdat") + 4
+        return content[:start] + bytewise(draw, content[start:], other)
     if draw.random() < 0.4:
         return bytewise(draw, content, other)
     if kind in ("PNG", "WEBP"):
@@ -135,6 +140,14 @@ def mutate_image(kind: str, draw: random.Random, content: bytes) -> bytes:
                 blocks = [place for place in range(6, len(content)) if content[place] in b"\x21\x2c"]
                 place = draw.choice((4, 6, 8, 10, draw.choice(blocks or [0])))
                 content = put(content, place + draw.choice((0, 1, 2, 5, 7)), number(draw, draw.choice(("<H", "B"))))
+            case "AVIF":  # a box: its length, its name, or a number in it
+                names = (b"ftyp", b"meta", b"iloc", b"iinf", b"iprp", b"ipco", b"ispe", b"av1C", b"ipma", b"mdat",
+                         b"pixi")
+                boxes = [place for name in names if (place := content.find(name)) >= 4]
+                place = draw.choice(boxes or [4])
+                content = draw.choice((
+                    put(content, place - 4, number(draw, ">I")), put(content, place, draw.choice(names)),
+                    put(content, place + draw.randrange(4, 32), number(draw, draw.choice((">I", ">H", "B"))))))
             case _:  # BMP: its two headers
                 content = put(content, draw.choice(range(2, 54, 2)), number(draw, draw.choice(("<I", "<H", "B"))))
     return content
@@ -157,4 +170,4 @@ def image_reader(path: Path) -> READ:
 
 
 TARGETS = {kind.lower(): Target(functools.partial(image_seeds, kind), functools.partial(mutate_image, kind),
-                                image_reader) for kind in ("PNG", "JPEG", "GIF", "WEBP", "BMP", "TIFF")}
+                                image_reader) for kind in ("PNG", "JPEG", "GIF", "WEBP", "BMP", "TIFF", "AVIF")}

@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
-from pipelines.common.errors import DataError
+from pipelines.common.errors import DataError, UsageError
 from pipelines.common.progress import progress_bar
 from tests.fuzz.targets import TARGETS
 
@@ -96,9 +96,9 @@ def _inputs(target: str, seed: int, first: int, count: int, folder: Path, counte
         try:
             read(content, past)
             counters[3] += 1
-        except DataError as error:
+        except (DataError, UsageError) as error:
             counters[2] += 1
-            if len(str(error)) > 2000 + len(str(folder)):
+            if len(str(error)) > 4000 + len(str(folder)):
                 counters[4] += 1
                 _say(target, seed, number, f"a message of {len(str(error)):,} characters")
         except BaseException as error:  # also MemoryError, RecursionError and what C code makes up

@@ -4,6 +4,7 @@ For each reader: its small valid files, its mutations, and what counts as past t
 where the product's own code got there: a reader wraps the function that accepts a header, and notes that it returned.
 """
 
-from tests.fuzz import binaries, manifests, numpied, pickled, pictures, tarred
+from tests.fuzz import binaries, manifests, numpied, pickled, pictures, tables, tarred
 
-TARGETS = manifests.TARGETS | pickled.TARGETS | binaries.TARGETS | pictures.TARGETS | numpied.TARGETS | tarred.TARGETS
+TARGETS = manifests.TARGETS | pickled.TARGETS | binaries.TARGETS | pictures.TARGETS | numpied.TARGETS | \
+    tarred.TARGETS | tables.TARGETS

@@ -1,4 +1,4 @@
-"""tools.prepare under fire: two splits in several shards, into a new folder or by --force over older sets."""
+"""tools.prepare under fire: three splits in several shards, into a new folder or by --force over older sets."""
 
 import io
 import re
@@ -17,14 +17,14 @@ from tests.kill.harness import Folder, Outcome, copy_folder
 from tests.kill.moments import Event
 from tools import verify
 
-COUNTS = {"train": 300, "test": 100}
+COUNTS = {"train": 300, "unlabeled": 150, "test": 100}
 SPLITS = (*COUNTS, "extra")
 CLASSES = 3
 SAYS = {"starts clean": re.compile(r"start\w* clean"), "goes on": re.compile(r"interrupted conversion was complete")}
 
 
 class Prepare:
-    """Scenarios: ``fresh``, nothing there before; ``force``, over train, test and extra sets of other images."""
+    """Scenarios: ``fresh``, nothing there before; ``force``, over all four sets, of other images."""
 
     kind = "prepare"
     shares = {"fresh": 0.4, "force": 0.6}  # noqa: RUF012 - a constant
@@ -37,9 +37,11 @@ class Prepare:
         self._whole: dict[str, Folder] = {}
         for number, (version, splits) in enumerate(self.images.items()):
             for place, (split, count) in enumerate(COUNTS.items()):
-                splits[split] = random_images(count, 12, 10 * number + place), np.arange(count) % CLASSES
-            np.savez(folder / f"{version}.npz", **{f"{split}_{name}": array for split, both in splits.items()
-                                                   for name, array in zip(("images", "labels"), both, strict=True)})
+                labels = None if split == "unlabeled" else np.arange(count) % CLASSES
+                splits[split] = random_images(count, 12, 10 * number + place), labels
+            np.savez(folder / f"{version}.npz", **{
+                f"{split}_{name}": array for split, both in splits.items()
+                for name, array in zip(("images", "labels"), both, strict=True) if array is not None})
         self.images["old"]["extra"] = random_images(50, 12, 99), None
 
     def set_up(self, run: Callable[[Sequence[str]], Outcome]) -> None:
@@ -69,7 +71,7 @@ class Prepare:
     def finished(self, scenario: str, outcome: Outcome) -> None:
         """See Subject."""
         self._whole[scenario] = Folder(self.work)
-        if self._versions() != {"train": "new", "test": "new", "extra": "absent"}:
+        if self._versions() != dict.fromkeys(COUNTS, "new") | {"extra": "absent"}:
             raise RuntimeError(f"{scenario}: {self._versions()} after an unkilled run")
 
     def before_kill(self) -> None:

@@ -18,7 +18,7 @@ from tests.conftest import random_images, write_set
 from tests.kill.harness import Folder, Outcome, copy_folder
 from tests.kill.moments import Event
 
-COUNTS = {"train": 300, "test": 40}
+COUNTS = {"train": 300, "unlabeled": 100, "test": 40}
 STEPS = 12
 CLOCK = {"seconds", "waited", "since"}  # of a checkpoint's trainer: what depends on the clock
 CLOCK_FIELDS = {"images_per_second", "data_wait_fraction"}  # of a line of metrics
@@ -35,8 +35,9 @@ class Train:
         self.work, self._template = folder / "work", folder / "template"
         self._shards, self._run = self.work / "shards", RunFolder(self.work / "run")
         for number, (split, count) in enumerate(COUNTS.items()):
-            write_set(self._template / "shards" / "toy" / split, random_images(count, 12, number),
-                      np.arange(count) % 4, tuple("abcd"), split)
+            labels, classes = (None, None) if split == "unlabeled" else (np.arange(count) % 4, tuple("abcd"))
+            write_set(self._template / "shards" / "toy" / split, random_images(count, 12, number), labels, classes,
+                      split)
 
     def set_up(self, run: Callable[[Sequence[str]], Outcome]) -> None:
         """Nothing: the shards are written already."""

@@ -1,5 +1,7 @@
 """Index arithmetic against obvious loops."""
 
+from itertools import pairwise
+
 import numpy as np
 import pytest
 
@@ -10,8 +12,8 @@ from pipelines.sampling import (
     UNLABELED,
     Order,
     class_balanced_subset,
-    even_shares,
     evaluation_draws,
+    even_shares,
     evenly_spread,
     generator,
     noise_keys,
@@ -229,7 +231,7 @@ def test_a_larger_label_subset_contains_a_smaller():
     labels = np.array([0] * 8 + [1] * 3 + [2] * 20)
     subsets = [set(class_balanced_subset(labels, count, 3).tolist()) for count in range(32)]
     assert [len(subset) for subset in subsets] == list(range(32))
-    assert all(small < large for small, large in zip(subsets, subsets[1:], strict=False))
+    assert all(small < large for small, large in pairwise(subsets))
 
 
 def test_more_labels_than_there_are():

@@ -1,64 +1,203 @@
-"""One's own images: <split>/<class>/*.{png,jpg,...} with labels, or a flat folder of unlabeled images."""
+"""One's own images: folders of classes, folders of unlabeled images, or both, by one rule that is said."""
 
 import os
-from collections.abc import Iterator
+from collections.abc import Sequence
 from pathlib import Path
 
-from pipelines.common.errors import DataError
+from pipelines.common.errors import DataError, UsageError
 from tools.sources import Source, Split
-from tools.sources.images import EXTENSIONS, RESIZED, TEST_NAMES, Item, decoded, image_names
+from tools.sources.files import ImageFiles
+from tools.sources.images import RESIZED
+from tools.sources.report import FOLDERS, IMAGES, Report
+from tools.sources.splits import (
+    TEST_NAMES,
+    TRAIN_NAMES,
+    UNLABELED_NAMES,
+    VAL_NAMES,
+    Part,
+    assemble,
+    find_split,
+    is_split,
+)
+from tools.sources.walk import folders_in, is_junk_folder
+
+NO_CLASSES = "; if these are no classes: --unlabeled"
+EXPECTED = "expected train/<class>/ folders, <class>/ folders, or images"
+KNOWN = {"wnids.txt": "tinyimagenet", "train_X.bin": "stl10", "data_batch_1": "cifar10", "data_batch_1.bin": "cifar10",
+         "fine_label_names.txt": "cifar100", "train_data_batch_1": "imagenet32", "train_32x32.mat": "svhn",
+         "tiny_images.bin": "tinyimages"}  # files by which other sources are known
 
 
-def read(path: Path, size: int) -> Source:
+def read(path: Path, size: int, *, unlabeled: bool = False, classes: Sequence[str] = (),
+         test_fraction: float | None = None, skip_damaged: bool = False) -> Source:
     """Recognise the layout of a folder; images are decoded when the splits are iterated.
 
-    Memory: the file names of one folder at a time, and a chunk of decoded images.
+    With ``train/``, its folders are the classes, else the source's own folders are. Never classes: folders named as
+    splits, and junk. Images below a class, however deep, are its images; those directly in the root of the classes, and
+    below ``unlabeled/`` there or beside ``train/``, are unlabeled. ``test/`` is the test set, else ``val/``; a
+    ``test/`` without class folders beside a ``val/`` with them is unlabeled.
+
+    Memory: the file names of the folders down to one, a label an image, and two chunks of decoded images.
 
     Args:
-        path: a folder with ``train/<class>/`` and ``test/<class>/`` (or ``val``), or with images directly inside.
+        path: the folder.
         size: height and width of the prepared images, in pixels.
+        unlabeled: take every image below the folder as unlabeled.
+        classes: folders that are the classes, below ``train/`` or the source; empty for the rule above.
+        test_fraction: of each class, to hold out where there is no test set; None: not given.
+        skip_damaged: see ``Report``.
 
     Raises:
-        DataError: not such a folder, a class in ``test`` that ``train`` lacks, no images.
+        DataError: not such a folder, a class in the test set that the training images lack, a single class, no images.
+        UsageError: no test set, and no ``test_fraction``; ``classes`` that are not there.
     """
-    if not path.is_dir():
-        raise DataError(f"{path}: not a folder")
-    if not (path / "train").is_dir():
-        if not image_names(path):
-            raise DataError(f"{path}: neither train/<class>/ folders nor images found here")
-        splits = [_split("train", [path], None, size)]
-    else:
-        classes = _class_names(path / "train")
-        if not classes:  # images directly in train/: unlabeled
-            splits = [_split("train", [path / "train"], None, size)]
-        else:
-            splits = [_labeled("train", path / "train", classes, size)]
-            test = next((path / name for name in TEST_NAMES if (path / name).is_dir()), None)
-            if test is not None:
-                unknown = sorted(set(_class_names(test)) - set(classes))
-                if unknown:
-                    raise DataError(f"{test / unknown[0]}: class not found in {path / 'train'}")
-                splits.append(_labeled("test", test, classes, size))
+    check_folder(path)
+    files = ImageFiles(path, size, Report(skip_damaged))
     origin = {"path": str(path.resolve()), "resized": RESIZED.format(size)}
-    return Source("folder", (size, size, 3), tuple(splits), origin)
+    if unlabeled:
+        origin["unlabeled"] = True
+        splits = assemble(str(path), (), files.unlabeled(path), None, [], test_fraction, files.report)
+    else:
+        origin |= {"classes": list(classes)} if classes else {}
+        origin |= {} if test_fraction is None else {"test_fraction": test_fraction}
+        splits = _Layout(files, tuple(classes)).splits(test_fraction)
+    return Source("folder", (size, size, 3), splits, origin, files.report)
 
 
-def _class_names(path: Path) -> tuple[str, ...]:
-    """The folders of a split, sorted; not the hidden ones that editors and file managers leave."""
-    return tuple(sorted(entry.name for entry in os.scandir(path) if entry.is_dir() and not entry.name.startswith(".")))
+def check_folder(path: Path) -> None:
+    """Raise DataError for what is no folder, and UsageError for a data set that another source reads."""
+    if not path.is_dir():
+        raise DataError(f"{path}: not a folder" + (", but a file; if it is an archive, unpack it first"
+                                                   if path.is_file() else ""))
+    for file, name in KNOWN.items():
+        if (path / file).is_file():
+            raise UsageError(f"{path}: {file} found, so this is {name}: python -m tools.prepare {name} reads it")
 
 
-def _labeled(name: str, path: Path, classes: tuple[str, ...], size: int) -> Split:
-    return _split(name, [path / label for label in classes], classes, size)
+class _Layout:
+    """Which folders of a source are what.
+
+    Args:
+        files: of the source.
+        named: what ``--classes`` names.
+    """
+
+    def __init__(self, files: ImageFiles, named: tuple[str, ...]):
+        self._files, self._path, self._report = files, files.path, files.report
+        inside = folders_in(self._path)
+        train = find_split(inside, TRAIN_NAMES)
+        self._root = self._path / train[0] if train else self._path
+        if named and not all((self._root / name).is_dir() for name in named):
+            self._root = self._path
+        self._classes = _named(self._root, named) if named else _class_folders(self._root)
+        self._counts = {name: files.count(folder) for name, folder in self._classes.items()}
+        for name in [name for name, count in self._counts.items() if not count]:
+            if named:
+                raise DataError(f"{self._classes[name]}: no images found, but --classes names it")
+            self._report.leave_out(FOLDERS, name, files.name(self._classes.pop(name)))
+        self._hint = NO_CLASSES if self._root == self._path and not named else ""
+        taken = set(self._classes.values())
+        self._unlabeled = [where / name for where in dict.fromkeys((self._root, self._path))
+                           for name in find_split(folders_in(where), UNLABELED_NAMES) if where / name not in taken]
+        self._tests = [self._path / name for name in find_split(inside, (*TEST_NAMES, *VAL_NAMES))
+                       if self._path / name not in taken]
+
+    def splits(self, fraction: float | None) -> tuple[Split, ...]:
+        """See ``assemble``."""
+        names = tuple(self._classes)
+        train = self._files.labeled(list(self._classes.values()), [self._counts[name] for name in names],
+                                    "" if self._root == self._path else f"{self._files.name(self._root)}/")
+        unlabeled = [self._files.unlabeled(self._root, f"directly in {self._root.name}/", deep=False)]
+        unlabeled += [self._files.unlabeled(folder, f"{self._files.name(folder)}/") for folder in self._unlabeled]
+        test, more = self._test()
+        self._rest(self._path, {*self._classes.values(), *self._unlabeled, *self._tests, self._root})
+        for table in self._report.names(".csv", ".tsv")[:1]:
+            self._report.hint(f"labels in {table} are read with --labels-csv {self._path / table}")
+        if not names and self._root != self._path and (beside := self._classes_beside()):
+            self._report.hint(f"if {self._root.name} is a class, too: --classes {' '.join(beside)}")
+        if not train.count and not any(part.count for part in unlabeled):
+            raise DataError("; ".join([f"{self._path}: no images found, {EXPECTED}", *self._report.lines()]))
+        hint = self._single(next(iter(self._classes.values()))) if len(names) == 1 else self._hint
+        return assemble(str(self._path), names, train, test, unlabeled + more, fraction, self._report, hint)
+
+    def _test(self) -> tuple[Part | None, list[Part]]:
+        """The test set; and images of test sets that are taken as unlabeled."""
+        test, flat = None, []
+        for folder in self._tests:
+            name = f"{folder.name}/"
+            counts = {one: self._files.count(inside, say=False) for one, inside in _class_folders(folder).items()}
+            found = [one for one, count in counts.items() if count]
+            if not found:
+                flat.append(folder)
+            elif test is not None:
+                why = f"{name}, since {test.place} is the test set"
+                self._report.leave_out(IMAGES, why, count=sum(counts.values()))
+            elif not self._classes:
+                self._report.leave_out(IMAGES, f"{name}, which has classes, unlike the training images",
+                                       count=sum(counts.values()))
+            else:
+                if unknown := [one for one in found if one not in self._classes]:
+                    raise DataError(f"{folder / unknown[0]}: class not found among the training images, which have "
+                                    f"{', '.join(list(self._classes)[:10])}{', …' * (len(self._classes) > 10)}")
+                folders = [folder / one for one in self._classes]
+                self._rest(folder, {folder / one for one in found})
+                test = self._files.labeled(folders, [self._files.count(folder / one) if one in found else 0
+                                                     for one in self._classes], name)
+        unlabeled = []
+        for folder in flat:
+            if test is not None and folder.name.lower() in TEST_NAMES:
+                unlabeled.append(self._files.unlabeled(folder, f"{folder.name}/"))
+            elif count := self._files.count(folder):
+                self._report.leave_out(IMAGES, f"{folder.name}/, which has no class folders", count=count)
+        return test, unlabeled
+
+    def _rest(self, where: Path, used: set[Path]) -> None:
+        """Report what lies in a folder beside what is used: folders, and images directly in it."""
+        if where != self._root and (direct := self._files.count(where, deep=False)):
+            self._report.leave_out(IMAGES, f"directly in {where.name}/", count=direct)
+        with os.scandir(where) as entries:
+            folders = sorted(Path(entry.path) for entry in entries if entry.is_dir())
+        for folder in folders:
+            if is_junk_folder(folder.name):
+                self._report.leave_out(FOLDERS, folder.name, self._files.name(folder))
+            elif folder == self._root or (folder not in used and any(one.is_relative_to(folder) for one in used)):
+                self._rest(folder, used)
+            elif folder not in used and folder not in self._empty(where):
+                if count := self._files.count(folder):
+                    self._report.leave_out(IMAGES, f"{self._files.name(folder)}/", count=count)
+                else:
+                    self._report.leave_out(FOLDERS, folder.name, self._files.name(folder))
+
+    def _empty(self, where: Path) -> set[Path]:
+        """Class folders without images, which were reported."""
+        return {where / name for name in self._counts if name not in self._classes} if where == self._root else set()
+
+    def _classes_beside(self) -> list[str]:
+        """Names of folders beside ``train/`` that have images, and its own."""
+        beside = [name for name, folder in _class_folders(self._path).items()
+                  if self._files.count(folder, deep=False, say=False)]
+        return [*beside, self._root.name] if beside else []
+
+    def _single(self, folder: Path) -> str:
+        """What to do where there is a single class folder."""
+        below = folders_in(folder)
+        inside = f"; if its folders ({', '.join(below[:5])}{', …' * (len(below) > 5)}) are the classes: --source " \
+                 f"{folder}" if len(below) > 1 else ""
+        return f"{inside}; if its images are unlabeled: --unlabeled"
 
 
-def _split(name: str, folders: list[Path], classes: tuple[str, ...] | None, size: int) -> Split:
-    def items() -> Iterator[Item]:
-        for label, folder in enumerate(folders):
-            for file in image_names(folder):
-                yield Item(str(folder / file), folder / file, label if classes else None)
-    count = sum(len(image_names(folder)) for folder in folders)
-    if not count:
-        raise DataError(f"{folders[0].parent if classes else folders[0]}: no images found "
-                        f"({', '.join(sorted(EXTENSIONS))})")
-    return Split(name, count, lambda: decoded(items(), size), classes)
+def _class_folders(root: Path) -> dict[str, Path]:
+    """The folders that may be classes, by name."""
+    return {name: root / name for name in folders_in(root) if not is_split(name)}
+
+
+def _named(root: Path, classes: tuple[str, ...]) -> dict[str, Path]:
+    """The folders that ``--classes`` names, in the order of their names."""
+    found: dict[str, Path] = {}
+    for name in sorted(os.path.normpath(name) for name in classes):
+        if os.path.isabs(name) or name.split(os.sep)[0] in ("..", ".") or not (root / name).is_dir():
+            raise UsageError(f"--classes: found {name}, which is no folder in {root}")
+        if any(name == other or name.startswith(f"{other}/") for other in found):
+            raise UsageError(f"--classes: found {name} twice, or inside another class")
+        found[name] = root / name
+    return found

@@ -5,24 +5,24 @@ import logging
 import os
 import threading
 import warnings
+from collections import deque
 from collections.abc import Iterable, Iterator
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import nullcontext
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
-from PIL import Image, ImageOps
+from PIL import Image, ImageOps, UnidentifiedImageError
 
-from pipelines.common.errors import DataError, damage
+from pipelines.common.errors import DataError, reason
 from pipelines.common.reading import open_regular
 from tools.sources import Batches
+from tools.sources.report import FRAMES, Report
 
-EXTENSIONS = frozenset({".png", ".jpg", ".jpeg", ".bmp", ".gif", ".webp", ".tif", ".tiff", ".ppm", ".pgm"})
-TEST_NAMES = ("test", "val", "valid", "validation")  # what a folder or file of test images is called, by preference
-FORMATS = ("PNG", "JPEG", "BMP", "GIF", "WEBP", "TIFF", "PPM")  # of those; Pillow has others that start programs
+FORMATS = ("PNG", "JPEG", "BMP", "DIB", "GIF", "WEBP", "AVIF", "TIFF", "PPM")  # Pillow has others that start programs
 DEFAULT_SIZE = 32
-CHUNK = 256  # images decoded at a time, or fewer where their files take
+CHUNK = 256  # images decoded at a time, or fewer where they or their files take
 CHUNK_BYTES = 2**26
 MAX_FILE_BYTES = 2**28
 MAX_PIXELS = 2**26  # 8192×8192; Pillow warns above 89 million, raises above 179 million, and decodes up to there
@@ -30,54 +30,133 @@ STRIP_PIXELS = 2**20  # that become RGB at a time
 MANY_PIXELS = 2**24  # of an image for which the others wait
 LARGE = threading.Lock()
 RESIZED = "centre square, {0}×{0}, bicubic with antialiasing"
+TO_8_BITS = "an array x of them becomes 8 bits by (255 * (x - x.min()) / (x.max() - x.min())).astype('uint8')"
 warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # ``load_image`` refuses, in one line
 logging.getLogger("PIL").addHandler(logging.NullHandler())  # what it logs of a damaged file, it raises as well
 
 
 class Item(NamedTuple):
-    """One image to decode: where it is, for messages; its file, or its content; its label, if any."""
+    """One image to decode: its name, for messages; its file, or its content; its label, if any."""
 
-    where: str
+    name: str
     file: Path | bytes
     label: int | None
 
 
-def decoded(items: Iterable[Item], size: int) -> Batches:
-    """Decode images chunk by chunk, several at once: uint8 (n, size, size, 3), and labels (n,) or None."""
-    items = iter(items)
+class Damaged(DataError):
+    """An image that cannot be decoded, or is not to be: which, and why."""
+
+    def __init__(self, name: str, why: str):
+        super().__init__(f"{name}: unreadable image ({why})")
+        self.name, self.why = name, why
+
+
+class Decoded(NamedTuple):
+    """uint8 (size, size, 3); of an image of 16 bits the largest value that it had; whether there are further frames."""
+
+    pixels: np.ndarray
+    brightest: int | None
+    frames: bool
+
+
+def decoded(items: Iterable[Item], size: int, report: Report) -> Batches:
+    """Decode images chunk by chunk on all cores: uint8 (n, size, size, 3), and labels (n,) or None.
+
+    While one chunk is taken, the next is in the making. Images that cannot be decoded are left out, and in ``report``.
+    """
+    chunks: deque[list[tuple[Item, Future]]] = deque()
     with ThreadPoolExecutor(len(os.sched_getaffinity(0))) as pool:  # Pillow decodes outside Python's lock
-        while chunk := _chunk(items):
-            images = np.stack(list(pool.map(lambda item: load_image(item.file, size, item.where), chunk)))
-            labels = None if chunk[0].label is None else np.array([item.label for item in chunk])
-            yield images, labels
+        try:
+            for chunk in _chunks(iter(items), size):
+                chunks.append([(item, pool.submit(_decode, item.file, size, item.name)) for item in chunk])
+                if len(chunks) > 1:
+                    yield from _collected(chunks.popleft(), report)
+            while chunks:
+                yield from _collected(chunks.popleft(), report)
+        finally:
+            pool.shutdown(wait=True, cancel_futures=True)
 
 
-def _chunk(items: Iterator[Item]) -> list[Item]:
-    chunk, held = [], 0
-    while len(chunk) < CHUNK and held < CHUNK_BYTES and (item := next(items, None)):
+def _chunks(items: Iterator[Item], size: int) -> Iterator[list[Item]]:
+    most, chunk, held = max(1, min(CHUNK, CHUNK_BYTES // (3 * size * size))), [], 0
+    for item in items:
         chunk.append(item)
         held += len(item.file) if isinstance(item.file, bytes) else 0
-    return chunk
+        if len(chunk) == most or held >= CHUNK_BYTES:
+            yield chunk
+            chunk, held = [], 0
+    if chunk:
+        yield chunk
 
 
-def load_image(file: Path | bytes, size: int, where: str | None = None) -> np.ndarray:
+def _collected(chunk: list[tuple[Item, Future]], report: Report) -> Batches:
+    found, labels = [], []
+    for item, future in chunk:
+        try:
+            pixels, brightest, frames = future.result()
+        except Damaged as error:
+            report.damaged(error.name, error.why)
+            continue
+        found.append(pixels)
+        labels.append(item.label)
+        if brightest is not None:
+            report.deep(brightest)
+        if frames:
+            report.leave_out(FRAMES, "frames, pages or previews behind the first", item.name)
+    if found:
+        yield np.stack(found), None if labels[0] is None else np.array(labels)
+
+
+def load_image(file: Path | bytes, size: int, name: str | None = None) -> np.ndarray:
     """Decode one image to uint8 (size, size, 3): upright by EXIF, its centre square, resized with antialiasing.
 
-    An image of the right size keeps its pixels. Gray becomes RGB; transparent pixels are shown on white.
-    Raises DataError naming the file where it cannot be decoded, or before it is where it says it has more than
-    ``MAX_PIXELS``.
+    An image of the right size keeps its pixels. Gray becomes RGB, 16 bits become 8 by a division by 257; transparent
+    pixels are shown on white. Of several frames or pages it is the first.
+
+    Raises:
+        DataError: it cannot be decoded, its pixels have 32 bits or, before it is decoded, it says that it has more than
+            ``MAX_PIXELS``. The message begins with ``name``.
     """
-    with damage(f"{where or file}: unreadable image"), \
-            (io.BytesIO(file) if isinstance(file, bytes) else open_regular(file, MAX_FILE_BYTES)) as stream, \
-            Image.open(stream, formats=FORMATS) as image:
-        pixels = image.width * image.height
+    return _decode(file, size, name or str(file)).pixels
+
+
+def _decode(file: Path | bytes, size: int, name: str) -> Decoded:
+    try:
+        with io.BytesIO(file) if isinstance(file, bytes) else open_regular(file, MAX_FILE_BYTES) as stream:
+            try:
+                return _read(stream, size)
+            except UnidentifiedImageError:
+                raise ValueError(_what_it_is(stream)) from None
+    except MemoryError:
+        raise
+    except Exception as error:  # of any kind: Pillow raises what it likes
+        if isinstance(error, OSError) and error.errno is not None and not isinstance(
+                error, PermissionError | FileNotFoundError):
+            raise  # the disk's, or for want of file descriptors: the image may be sound
+        why = error.strerror if isinstance(error, OSError) and error.strerror else reason(error)
+        raise Damaged(name, why.removeprefix(f"{file}: ")) from None
+
+
+def _read(stream: io.BufferedIOBase, size: int) -> Decoded:
+    with Image.open(stream, formats=FORMATS) as image:
+        pixels, brightest = image.width * image.height, None
         if pixels > MAX_PIXELS:
-            raise DataError(f"{where or file}: an image of {image.width}×{image.height} found, expected at most "
-                            f"{MAX_PIXELS:,} pixels")
+            raise ValueError(f"{image.width}×{image.height} found, expected at most {MAX_PIXELS:,} pixels")
+        if image.mode == "F" or (image.mode == "I" and image.format not in ("PPM", "PNG")):
+            raise ValueError(f"32-bit {'float' if image.mode == 'F' else 'integer'} pixels; {TO_8_BITS}")
         with LARGE if pixels > MANY_PIXELS else nullcontext():
             image.draft("RGB", (2 * size, 2 * size))  # lets JPEG decode at a fraction; a no-op elsewhere
+            frames = bool(image.tag_v2.next if image.format == "TIFF" else getattr(image, "is_animated", False))
             ImageOps.exif_transpose(image, in_place=True)
-            return to_square(image, size)
+            if image.mode.startswith("I"):
+                brightest = int(image.getextrema()[1])
+            return Decoded(to_square(image, size), brightest, frames)
+
+
+def _what_it_is(stream: io.BufferedIOBase) -> str:
+    stream.seek(0)
+    start = stream.read(16)
+    return f"no image that is read here; it begins with {start!r}" if start else "an empty file"
 
 
 def to_square(image: Image.Image, size: int) -> np.ndarray:
@@ -108,14 +187,3 @@ def _to_rgb(image: Image.Image) -> Image.Image:
         rgba = image.convert("RGBA")
         image = Image.alpha_composite(Image.new("RGBA", rgba.size, "white"), rgba)
     return image.convert("RGB")
-
-
-def image_names(folder: Path) -> list[str]:
-    """Names of the image files directly in a folder, sorted; empty where there is no such folder."""
-    def names() -> Iterator[str]:
-        with os.scandir(folder) as entries:
-            for entry in entries:
-                hidden = entry.name.startswith(".")  # macOS writes ._x.jpg beside x.jpg
-                if not hidden and os.path.splitext(entry.name)[1].lower() in EXTENSIONS and entry.is_file():
-                    yield entry.name
-    return sorted(names()) if folder.is_dir() else []

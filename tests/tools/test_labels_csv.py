@@ -1,0 +1,153 @@
+"""Labels in a CSV file: its columns, how its rows name images, and what has no label."""
+
+import csv
+
+import numpy as np
+import pytest
+
+from pipelines.shards import ShardSet
+from tests.tools.layouts import Photos, left_out, lines, run
+
+
+@pytest.fixture
+def kaggle(tmp_path):
+    """As Kaggle's CIFAR-10 comes: train/1.png ..., test/1.png ..., trainLabels.csv beside them."""
+    photos = Photos(tmp_path / "kaggle")
+    for i in range(1, 13):
+        photos.save(f"train/{i}.png")
+    for i in range(1, 6):
+        photos.save(f"test/{i}.png")
+    names = ["frog", "truck", "deer"]
+    photos.truth = {f"train/{i}.png": names[i % 3] for i in range(1, 13)}
+    (photos.path / "trainLabels.csv").write_text("id,label\n" + "".join(f"{i},{names[i % 3]}\n" for i in range(1, 13)))
+    return photos
+
+
+def with_csv(command, photos, tmp_path, *flags, file="trainLabels.csv") -> tuple[int, list[str], str]:
+    status, out, err = run(command, photos.path, tmp_path / "s", "--labels-csv", photos.path / file, *flags)
+    return status, lines(out), err
+
+
+def test_kaggle_s_cifar(kaggle, tmp_path, command):
+    status, said, err = with_csv(command, kaggle, tmp_path, "--test-fraction", "0.25")
+    assert status == 0, err
+    assert f"{kaggle.path}: 3 classes: deer 4, frog 4, truck 4" in said
+    assert said[-1] == "left out: 5 images (test/, which has no labels)"
+    train, test = kaggle.labels(tmp_path / "s" / "train"), kaggle.labels(tmp_path / "s" / "test")
+    assert (len(train), len(test), train | test) == (9, 3, kaggle.truth)
+    order = sorted(kaggle.truth)  # as text: 1, 10, 11, 12, 2, ...
+    assert list(train) == [name for name in order if name in train]
+    assert not (tmp_path / "s" / "unlabeled").exists()
+
+
+def test_without_the_flag_the_file_is_named(kaggle, tmp_path, command):
+    status, out, _ = run(command, kaggle.path, tmp_path / "s")
+    assert status == 0
+    assert lines(out)[-1] == ("left out: trainLabels.csv; 5 images (test/, which has no class folders); labels in "
+                              f"trainLabels.csv are read with --labels-csv {kaggle.path}/trainLabels.csv")
+
+
+def test_rows_without_a_label_and_images_without_a_row_are_unlabeled(kaggle, tmp_path, command):
+    text = (kaggle.path / "trainLabels.csv").read_text().splitlines()
+    text[1:4] = ["1,", "2,-1", "3, NaN"]
+    (kaggle.path / "trainLabels.csv").write_text("\n".join([*text[:-1], "99,frog", "98,deer", ""]))  # 12 has no row
+    status, said, err = with_csv(command, kaggle, tmp_path, "--test-fraction", "0")
+    assert status == 0, err
+    assert f"{kaggle.path / 'trainLabels.csv'}: 3 rows without a label, 6 images without a row" in said
+    assert kaggle.labels(tmp_path / "s" / "train") == {name: label for name, label in kaggle.truth.items()
+                                                       if name not in [f"train/{i}.png" for i in (1, 2, 3, 12)]}
+    assert kaggle.names(tmp_path / "s" / "unlabeled") == [f"train/{i}.png" for i in (1, 12, 2, 3)]
+    assert ShardSet(tmp_path / "s" / "unlabeled").classes is None
+    assert "2 rows (trainLabels.csv: rows of images that are not there)" in said[-1]
+    assert left_out(tmp_path / "s" / "train")["rows"] == {
+        "trainLabels.csv: rows of images that are not there": {"count": 2, "names": ["99", "98"]}}
+
+
+@pytest.mark.parametrize(("header", "row", "flags"), [
+    ("file_name,label", "train/{}.png,{}", []), ("Filename;Class", "{0}.png;{1}", []), ("path\tcategory", "{}\t{}", []),
+    ("breed,id", "{1},{0}", ["--label-column", "breed"]), ("photo,kind", "{},{}", ["--file-column", "photo",
+                                                                                    "--label-column", "kind"]),
+    ("x,Image,Label", "7,.\\train\\{0}.png,\"{1}\"", []), ("\ufefffile,label", "./train/{}.png,{}", [])])
+def test_columns_and_names(kaggle, tmp_path, command, header, row, flags):
+    rows = [row.format(i, kaggle.truth[f"train/{i}.png"]) for i in range(1, 13)]
+    (kaggle.path / "trainLabels.csv").write_text("\r\n".join([header, *rows]), encoding="utf-8")
+    status, _, err = with_csv(command, kaggle, tmp_path, "--test-fraction", "0", *flags)
+    assert status == 0, err
+    assert kaggle.labels(tmp_path / "s" / "train") == kaggle.truth
+
+
+def test_excel_s_utf_16_and_quoted_names(tmp_path, command):
+    photos = Photos(tmp_path / "p")
+    truth = {}
+    for i, name in enumerate(("a, b.png", 'say "x".png', "über.png", "d.png")):
+        photos.save(name)
+        truth[name] = ("grün", "blau")[i % 2]
+    with open(photos.path / "l.csv", "w", encoding="utf-16", newline="") as file:
+        csv.writer(file, delimiter="\t").writerows([("image", "class"), *truth.items()])
+    status, _, err = with_csv(command, photos, tmp_path, "--test-fraction", "0", file="l.csv")
+    assert status == 0, err
+    assert photos.labels(tmp_path / "s" / "train") == truth
+    assert ShardSet(tmp_path / "s" / "train").classes == ("blau", "grün")
+
+
+def test_numbers_are_sorted_as_numbers_and_test_rows_are_the_test_set(tmp_path, command):
+    photos = Photos(tmp_path / "p")
+    rows = []
+    for split in ("train", "val"):
+        for i in range(12):
+            photos.save(f"{split}/{i}.png")
+            rows.append(f"{split}/{i}.png,{i + 1}")
+    photos.add("test", 3)
+    (tmp_path / "labels.csv").write_text("\n".join(["file,label", *rows]))
+    status, out, err = run(command, photos.path, tmp_path / "s", "--labels-csv", tmp_path / "labels.csv")
+    assert status == 0, err
+    train, test = ShardSet(tmp_path / "s" / "train"), ShardSet(tmp_path / "s" / "test")
+    assert train.classes == test.classes == tuple(str(i) for i in range(1, 13))
+    assert photos.labels(test.path) == {f"val/{i}.png": str(i + 1) for i in range(12)}
+    assert photos.names(tmp_path / "s" / "unlabeled") == [f"test/{i}.png" for i in range(3)]
+    assert "unlabeled: 3 images (test/ 3)" in out
+
+
+@pytest.mark.parametrize(("text", "flags", "status", "words"), [
+    ("", [], 1, "empty, expected a header"), ("id,label\n", [], 1, "no rows found"),
+    ("a,b\n1,2\n", [], 2, "--file-column: needed; "), ("id,b\n1,2\n", [], 2, "has the columns id, b (its first line)"),
+    ("id,label\n1,x\n", ["--label-column", "y"], 2, "--label-column: found 'y', expected one of the columns of"),
+    ("id,label\n1,x\n1,y\n", [], 1, "row 3: '1' has another label above"),
+    ("id,label\n77,x\n88,y\n", [], 1, "none of its 2 rows names one of the 17 images below"),
+    ("label,id\nx\n", [], 1, "row 2 has 1 of 2 columns"), ("id,id,label\n1,1,x\n", [], 2, "--file-column: needed"),
+    (b"id,label\n1,\xff\xfe\n", [], 1, "not in UTF-8"), ("id,label\n1,x\n2,x\n", [], 1, "a single class found, x"),
+    ("id,label\n" + "1" * 70000 + ",x\n", [], 1, "not a readable CSV file (field larger"),
+    ("id,label\n1,x\n2,y\n", ["--unlabeled"], 2, "choose one"), (None, [], 1, "gone.csv")])
+def test_files_that_are_refused(kaggle, tmp_path, command, text, flags, status, words):
+    file = "gone.csv"
+    if text is not None:
+        file = "trainLabels.csv"
+        (kaggle.path / file).write_bytes(text if isinstance(text, bytes) else text.encode())
+    found, out, err = with_csv(command, kaggle, tmp_path, *flags, file=file)
+    assert (found, out, len(lines(err))) == (status, [], 1), err
+    assert words in err
+    assert not (tmp_path / "s").exists()
+
+
+def test_one_name_in_two_folders_is_not_enough(tmp_path, command):
+    photos = Photos(tmp_path / "p")
+    photos.add("a", 3)
+    photos.add("b", 3)
+    (photos.path / "l.csv").write_text("id,label\n0,x\n1,y\n2,x\n")
+    status, _, err = with_csv(command, photos, tmp_path, file="l.csv")
+    assert (status, "names several images below" in err) == (1, True)
+
+
+def test_columns_without_the_file(kaggle, tmp_path, command):
+    status, _, err = run(command, kaggle.path, tmp_path / "s", "--file-column", "id")
+    assert (status, "--file-column: found without --labels-csv" in err) == (2, True)
+
+
+def test_many_rows_are_read_in_a_moment(tmp_path, frugal):
+    from tools.sources.labels_csv import _Rows
+    labels = np.arange(200_000) % 1000
+    (tmp_path / "l.csv").write_text("id,label\n" + "".join(f"{i},{label}\n" for i, label in enumerate(labels)))
+    with frugal(64):
+        rows = _Rows(tmp_path / "l.csv", None, None)
+    _, order = rows.vocabulary.classes()
+    assert np.array_equal(order[list(rows.labels.values())], labels)
