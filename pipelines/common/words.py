@@ -8,8 +8,9 @@ SHOWN_CLASSES, SHOWN_CHARACTERS = 10, 60
 
 
 def counted(names: Sequence[str], counts: Sequence[int]) -> str:
-    """``cat 120, dog 96``, and so on for the first ten."""
-    parts = [f"{short(name)} {count:,}" for name, count in zip(names[:SHOWN_CLASSES], counts, strict=False)]
+    """``cat 120, dog 96``, or ``0: 120, 1: 96``, and so on for the first ten."""
+    joint = ":" if all(map(str.isdecimal, names)) else ""
+    parts = [f"{short(name)}{joint} {count:,}" for name, count in zip(names[:SHOWN_CLASSES], counts, strict=False)]
     return ", ".join(parts + ["…"] * (len(names) > SHOWN_CLASSES))
 
 

@@ -13,21 +13,33 @@ import numpy as np
 from pipelines.common.errors import UsageError
 from tests.fuzz.mutate import INTEGERS, bytewise, number, put
 from tests.fuzz.target import READ, Target, check_splits, noting, pixels
-from tools.sources import arrays
+from tools.sources import array_files, arrays
 
 
 @functools.cache
 def array_seeds() -> list[bytes]:
-    """An .npy in each version of its format; an .npz stored, and one compressed, with labels, for training and test."""
+    """An .npy in each version of its format, and two of floats; an .npz stored, and others compressed, with labels of
+    each kind, for training and test.
+    """
     found = []
     for version in ((1, 0), (2, 0), (3, 0)):
         stream = io.BytesIO()
         np.lib.format.write_array(stream, pixels(5, 4), version)
         found.append(stream.getvalue())
-    for save, names in ((np.savez, ("images", "labels")), (np.savez_compressed, ("train_images", "train_labels")),
-                        (np.savez_compressed, ("x_train", "y_train"))):
+    for images in ((pixels(5, 4) / 255).astype("f4"), pixels(5, 4).astype("f2")):
         stream = io.BytesIO()
-        arrays_ = {names[0]: pixels(5, 4), names[1]: np.array([0, 1, 2, 1, 0])}
+        np.save(stream, images)
+        found.append(stream.getvalue())
+    labels = np.array([0, 1, 2, 1, 0])
+    floats = np.array([0, 1, 2, np.nan, 1])
+    for save, names, stored in ((np.savez, ("images", "labels"), labels),
+                                (np.savez_compressed, ("train_images", "train_labels"), labels - 1),
+                                (np.savez_compressed, ("x_train", "y_train"), floats),
+                                (np.savez_compressed, ("X_train", "y_train"), np.array(["cat", "dog", ""])[labels]),
+                                (np.savez_compressed, ("x-train", "y-train"), np.array([b"cat", b"dog", b"1"])[labels]),
+                                (np.savez_compressed, ("trainx", "trainy"), np.eye(3, dtype="f4")[labels])):
+        stream = io.BytesIO()
+        arrays_ = {names[0]: pixels(5, 4), names[1]: stored}
         arrays_ |= {name.replace("train", "test"): array for name, array in arrays_.items()}
         save(stream, **arrays_)
         found.append(stream.getvalue())
@@ -43,7 +55,8 @@ def mutate_npy(draw: random.Random, content: bytes) -> bytes:
     for _ in range(draw.choice((1, 1, 2))):
         value = str(draw.choice(INTEGERS))
         dtype = draw.choice(("'|u1'", "'<u2'", "'>i8'", "'<f4'", "'|b1'", "'|O'", "'|V8'", "'|S1000000000'", "'<U9'",
-                             "'|V1000000000000'", "'<M8'", "('<i4', (9, 9))", "[('a', '|u1')]", "'c16'", "''", "3"))
+                             "'<f2'", "'>f8'", "'<f16'", "'|i1'", "'|S8'", "'<U2'", "'>U3'", "'|V1000000000000'",
+                             "'<M8'", "('<i4', (9, 9))", "[('a', '|u1')]", "'c16'", "''", "3"))
         shape = draw.choice((f"({value}, 4, 4, 3)", f"(5, {value}, {value}, 3)", f"(5, {value}, 4)", f"({value},)",
                              f"(5, 4, 4, {value})", "()", "[]", "(240,)", "(5, 48)", "(20, 12, 1)", "((5, 4), 4)",
                              "(True, 4, 4)", "5", "(5.0, 4)", f"({'1,' * 70})", "('5', 4)", "None", "(5, 4, 4, 3",
@@ -53,7 +66,7 @@ def mutate_npy(draw: random.Random, content: bytes) -> bytes:
             case 0:
                 head = re.sub(r"'descr': [^,]*", f"'descr': {dtype}", head)
             case 1 | 2:
-                head = re.sub(r"\(5, 4, 4, 3\)|\(5,\)", shape, head)
+                head = re.sub(r"\(5, 4, 4, 3\)|\(5,\)|\(5, 3\)", shape, head)
             case 3:
                 head = head.replace("False", order)
             case 4:
@@ -80,11 +93,12 @@ def mutate_array(draw: random.Random, content: bytes) -> bytes:
         case 2:
             members[place] = name, bytewise(draw, inside, members[place - 1][1])
         case 3:
-            members[place] = draw.choice(("images.npy", "labels.npy", "../x.npy", "x", "test_images.npy")), inside
+            members[place] = draw.choice(("images.npy", "labels.npy", "../x.npy", "x", "test_images.npy", "y.npy",
+                                          "x_unlabeled.npy", "val_x.npy", "y_val.npy", "._x.npy", "a/X.npy")), inside
         case 4:
             members.insert(0, members[-1])
     stream = io.BytesIO()
-    method = draw.choice((0, 8, 8, 8, 12, 14))
+    method = draw.choice((0, 8, 8, 8, 8, 8, 8, 12, 14))
     with zipfile.ZipFile(stream, "w") as archive:
         for name, inside in dict(members).items():
             archive.writestr(zipfile.ZipInfo(name, (1980, 1, 1, 0, 0, 0)), inside, method)
@@ -99,14 +113,14 @@ def mutate_array(draw: random.Random, content: bytes) -> bytes:
 def array_reader(path: Path) -> READ:
     """Past the header: the header of an array was parsed."""
     passed = []
-    noting(arrays, "read_npy_header", passed)
+    noting(array_files, "read_npy_header", passed)
 
     def read(content: bytes, past: list) -> None:
         file = path / ("x.npz" if content[:2] == b"PK" else "x.npy")
         file.write_bytes(content)
         passed.clear()
         try:
-            check_splits(arrays.read(file, 4))
+            check_splits(arrays.read(file, 4, test_fraction=0))
         except UsageError:  # a question of flags, which is one line too
             pass
         finally:

@@ -1,13 +1,13 @@
-"""NumPy arrays under the names their users give them, in every layout of pixels, read piece by piece."""
+"""NumPy arrays under the names their users give them, in every layout of pixels, split by split."""
 
-import os
-import struct
-import zipfile
+import importlib.util
+import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
 
-from pipelines.common.errors import DataError
+from pipelines.common.errors import DataError, UsageError
 from pipelines.shards import ShardSet
 from tests.conftest import random_images
 from tools import prepare
@@ -42,6 +42,7 @@ def test_train_and_test(tmp_path, command, monkeypatch, names, form):
     status, out, _ = run(command, source, tmp_path)
     assert status == 0
     assert "50 images of 8×8, 3 classes" in out
+    assert "val_images, since" in out
     for split, images, labels in (("train", train, train_labels), ("test", test, test_labels)):
         got, classes = contents(tmp_path / "s" / split)
         assert np.array_equal(got, images)
@@ -75,18 +76,25 @@ def test_resized(tmp_path, command):
 
 
 IMAGES = random_images(4, 8)
+OTHER = random_images(6, 8, 1)
+TWO = np.arange(4) % 2
 
 
 @pytest.mark.parametrize(("content", "message"), [
-    ({"pictures": IMAGES}, "arrays pictures found"), ({"images": IMAGES.astype(np.float32)}, "expected uint8"),
+    ({"pictures": IMAGES}, "arrays pictures found"),
+    ({"arr_0": IMAGES, "arr_1": TWO}, "np.savez('named.npz', x_train=a['arr_0'], y_train=a['arr_1'])"),
     ({"images": IMAGES[0]}, None), ({"images": IMAGES[:, :, :, :2]}, "expected uint8"),
-    ({"images": IMAGES[:0]}, "expected uint8"), ({"images": IMAGES, "labels": np.arange(5)}, "expected integers (4,)"),
-    ({"images": IMAGES, "labels": np.arange(4.0)}, "expected integers"),
-    ({"images": IMAGES, "labels": -np.arange(4)}, "class numbers"),
+    ({"images": IMAGES[:0]}, "expected uint8"),
+    ({"images": IMAGES, "labels": np.arange(5)}, "int64 (5,) found, expected a label for each image of images, (4,)"),
+    ({"images": IMAGES, "labels": -np.arange(4)}, "class numbers"), ({"images": IMAGES, "x": IMAGES}, "images and x"),
+    ({"train_images": IMAGES, "X-Train": IMAGES}, "train_images and X-Train found, both of which mean train images"),
     ({"images": np.asfortranarray(IMAGES)}, "Fortran"), ({"images": np.array([{}])}, "expected uint8"),
-    ({"train_images": IMAGES, "train_labels": np.arange(4), "test_images": IMAGES}, "one of train and test only"),
-    ({"train_images": IMAGES, "train_labels": np.zeros(4, int), "test_images": IMAGES, "test_labels": np.arange(4)},
-     "class 3 found")])
+    ({"train_images": IMAGES, "test_images": IMAGES, "test_labels": TWO}, "labels found in test_images only"),
+    ({"test_images": IMAGES}, "arrays test_images found, expected training images among them"),
+    ({"train_labels": TWO}, "arrays train_labels found, expected"),
+    ({"images": IMAGES, "labels": np.zeros(4, int)}, "a single class found, 0 (4 images)"),
+    ({"train_images": IMAGES, "train_labels": TWO, "test_images": IMAGES, "test_labels": np.arange(4)},
+     "test_labels.npy: label 2 found, which no training image has; the classes of train_labels are 0, 1")])
 def test_wrong_arrays(tmp_path, command, content, message):
     np.savez(tmp_path / "x.npz", **content)
     status, out, err = run(command, tmp_path / "x.npz", tmp_path)
@@ -99,141 +107,134 @@ def test_wrong_arrays(tmp_path, command, content, message):
     assert len(err.splitlines()) == 1
 
 
-@pytest.mark.parametrize("form", ["npz", "npy"])
-def test_every_damaged_byte_is_one_line_or_harmless(tmp_path, command, form):
-    """A byte of pixels in an .npy cannot be noticed; one of a header, or of a zip file, must be."""
-    path = tmp_path / f"x.{form}"
-    if form == "npz":
-        np.savez_compressed(path, images=random_images(4, 8), labels=np.arange(4))
-    else:
-        np.save(path, random_images(4, 8))
-    content = path.read_bytes()
-    for position in range(0, len(content) if form == "npz" else 128, 7 if form == "npz" else 1):
-        for change in (0xFF, 0x08):
-            damaged = bytearray(content)
-            damaged[position] ^= change
-            path.write_bytes(damaged)
-            status, _, err = run(command, path, tmp_path, "--force")
-            lines = [line for line in err.replace("\r", "\n").splitlines() if line.startswith("error")]
-            assert status in (0, 1, 2), (position, err)
-            assert len(lines) == (status != 0), (position, err)
+@pytest.mark.parametrize("images", ["images", "X", "data", "{}_images", "{}-image", "x_{}", "X{}", "{}x", "{}img"])
+@pytest.mark.parametrize("labels", ["labels", "y", "Target", "{}_labels", "y_{}", "{}-Y", "y{}", "targets_{}"])
+def test_names(tmp_path, images, labels):
+    """In either order, by any word, in any case; the parts of different schemes go together."""
+    splits = ("", "") if "{}" not in images + labels else ("training", "evaluation")
+    content = {images.format(splits[0]): IMAGES, labels.format(splits[0]): TWO}
+    if "{}" in images and "{}" in labels:
+        content |= {images.format(splits[1]): OTHER, labels.format(splits[1]): [1, 0, 1, 1, 0, 0], "x_dev": IMAGES}
+    np.savez(tmp_path / "x.npz", **content)
+    source = arrays.read(tmp_path / "x.npz", test_fraction=None if len(content) > 2 else 0)
+    for split, expected in zip(source.splits, (IMAGES, OTHER), strict=False):
+        ((found, _),) = split.batches()
+        assert np.array_equal(found, expected)
+    assert len(source.splits) == (len(content) + 1) // 2 - (len(content) > 4)
 
 
-def test_damaged_files(tmp_path, command):
-    np.save(tmp_path / "short.npy", random_images(9, 8))
-    content = (tmp_path / "short.npy").read_bytes()
-    (tmp_path / "short.npy").write_bytes(content[:-1])
-    (tmp_path / "junk.npy").write_bytes(b"junk")
-    (tmp_path / "junk.npz").write_bytes(b"junk")
-    for name, message in (("short.npy", "ends early, at image 8 of 9"), ("junk.npy", "not a readable NumPy array"),
-                          ("junk.npz", "not a readable .npz"), ("no.npz", "not found"), ("no.npy", "not found")):
-        status, _, err = run(command, tmp_path / name, tmp_path)
-        assert status == 1
-        assert message in err
-        assert not (tmp_path / "s").exists()
+@pytest.mark.parametrize(("content", "splits", "left_out"), [
+    ({"x_val": OTHER[:4], "y_val": TWO}, {"train": IMAGES, "test": OTHER[:4]}, []),
+    ({"x_val": OTHER[:4], "y_val": TWO, "x_test": OTHER},
+     {"train": IMAGES, "unlabeled": OTHER, "test": OTHER[:4]}, []),
+    ({"x_val": OTHER[:4], "y_val": TWO, "x_test": OTHER, "y_test": np.full(6, -1)},
+     {"train": IMAGES, "unlabeled": OTHER, "test": OTHER[:4]}, []),
+    ({"x_test": OTHER[:4], "y_test": TWO, "x_val": np.asfortranarray(OTHER), "y_val": np.arange(6)},
+     {"train": IMAGES, "test": OTHER[:4]}, ["x_val, since x_test is the test set", "y_val"]),
+    ({"x_test": OTHER[:4], "y_test": TWO, "unlabeled": OTHER, "y_unlabeled": np.arange(6)},
+     {"train": IMAGES, "unlabeled": OTHER, "test": OTHER[:4]},
+     ["y_unlabeled, since its images are taken as unlabeled"]),
+    ({"x_test": OTHER, "y_test": [0, 1, -1, 1, -1, 1]},
+     {"train": IMAGES, "unlabeled": OTHER[[2, 4]], "test": OTHER[[0, 1, 3, 5]]}, []),
+    ({"x_test": OTHER, "y_val": TWO, "extra": np.asfortranarray(IMAGES)}, None,
+     ["y_val, whose images are not there", "x_test, which has no labels", "extra"]),
+    ({"x_test": OTHER, "y_test": np.full(6, np.nan), "x_val": OTHER}, None,
+     ["x_test, which has no labels", "y_test", "x_val, which has no labels"])])
+def test_which_arrays_are_what(tmp_path, content, splits, left_out):
+    np.savez(tmp_path / "x.npz", x_train=IMAGES, y_train=TWO, **content)
+    source = arrays.read(tmp_path / "x.npz", test_fraction=0 if splits is None else None)
+    found = {split.name: np.concatenate([images for images, _ in split.batches()]) for split in source.splits}
+    assert list(found) == list(splits or ["train"])
+    for name, expected in (splits or {"train": IMAGES}).items():
+        assert np.array_equal(found[name], expected)
+    arrays_left = source.report.as_dict().get("arrays", {})
+    assert sorted(arrays_left) == sorted(left_out)
+    assert all(name in "".join(source.report.lines()) for name in left_out)
 
 
-def npy(shape: object, dtype: str = "|u1", content: bytes = b"") -> bytes:
-    """An .npy file whose header says this, whatever follows it."""
-    header = f"{{'descr': {dtype!r}, 'fortran_order': False, 'shape': {shape}, }}".encode()
-    return b"\x93NUMPY\x01\x00" + struct.pack("<H", len(header)) + header + content
+def test_all_unlabeled(tmp_path):
+    np.savez(tmp_path / "x.npz", images=IMAGES, labels=np.full(4, -1), unlabelled_images=OTHER)
+    source = arrays.read(tmp_path / "x.npz")
+    (split,) = source.splits
+    assert (split.name, split.num_images, split.classes) == ("train", 10, None)
+    assert np.array_equal(np.concatenate([images for images, _ in split.batches()]), np.concatenate([IMAGES, OTHER]))
+    np.savez(tmp_path / "x.npz", x_unlabeled=OTHER)
+    assert [split.name for split in arrays.read(tmp_path / "x.npz").splits] == ["train"]
 
 
-def bomb(path, name: str, head: bytes, size: int, method: int = zipfile.ZIP_DEFLATED) -> None:
-    """A zip file with a member of zeros behind ``head``."""
-    with zipfile.ZipFile(path, "w", method, compresslevel=1) as archive, archive.open(name, "w") as member:
-        member.write(head)
-        for _ in range(size // 2**20):
-            member.write(bytes(2**20))
-
-
-@pytest.mark.parametrize(("shape", "message"), [
-    ("(1000000000000, 8, 8, 3)", "ends early, at image 0 of 1000000000000"),
-    ("(4294967296, 4294967296, 4294967296)", "ends early"), (f"({2**62}, 4, 4)", "which no array has"),
-    ("(-1, 8, 8)", "which no array has"), ("(4, -8, -8)", "which no array has"), ("(True, 8, 8)", "which no array has"),
-    (f"(0x{'f' * 9000}, 8, 8)", "which no array has"), (f"({'(' * 300}{')' * 300})", "not a readable NumPy array"),
-    (f"({'1, ' * 2000})", "expected uint8 images"), ("8", "not a readable NumPy array"),
-    ("(1, 10000, 10000)", "ends early")])
-def test_shapes_that_lie(tmp_path, frugal, shape, message):
-    (tmp_path / "x.npy").write_bytes(npy(shape, content=b"x"))
-    with frugal(), pytest.raises(DataError, match=message) as refused:
-        arrays.read(tmp_path / "x.npy")
-    assert len(str(refused.value)) < 500
-    np.savez(tmp_path / "x.npz", labels=np.arange(4))
-    with zipfile.ZipFile(tmp_path / "x.npz", "a") as archive:
-        archive.writestr("images.npy", npy(shape, content=b"x"))
-    with frugal(), pytest.raises(DataError, match=message):
+def test_held_out(tmp_path, command):
+    """By the flag, which is in the origin; without it, the line says which there are."""
+    images, labels = random_images(40, 8), np.arange(40) % 2
+    np.savez(tmp_path / "x.npz", X=images, y=np.where(np.arange(40) < 30, labels, -1))
+    status, _, err = run(command, tmp_path / "x.npz", tmp_path)
+    assert status == 2
+    assert "--test-fraction 0.2" in err
+    assert "0 15, 1 15" in err
+    assert run(command, tmp_path / "x.npz", tmp_path, "--test-fraction", "0.2")[0] == 0
+    (train, of_train), (test, of_test), (rest, _) = (contents(tmp_path / "s" / name)
+                                                     for name in ("train", "test", "unlabeled"))
+    assert np.array_equal(rest, images[30:])
+    places = [next(i for i, image in enumerate(images) if np.array_equal(image, one)) for one in (*train, *test)]
+    assert sorted(places) == list(range(30))
+    assert labels[places].tolist() == of_train + of_test
+    assert np.bincount(of_test).tolist() == [3, 3]
+    assert ShardSet(tmp_path / "s" / "train").manifest.source["test_fraction"] == 0.2
+    with pytest.raises(UsageError, match="no test set found"):
         arrays.read(tmp_path / "x.npz")
 
 
-@pytest.mark.parametrize("dtype", ["|V1000000000000", "<i8000", "|O", "|S1", "nonsense"])
-def test_types_that_lie(tmp_path, frugal, dtype):
-    (tmp_path / "x.npy").write_bytes(npy("(1, 2, 2)", dtype, b"1234"))
-    with frugal(), pytest.raises(DataError, match=r"x\.npy"):
-        arrays.read(tmp_path / "x.npy")
-
-
-def test_a_header_that_says_it_has_four_gigabytes(tmp_path, frugal):
-    bomb(tmp_path / "x.npz", "images.npy", b"\x93NUMPY\x02\x00" + struct.pack("<I", 2**32 - 1), 2**29)
-    with frugal(), pytest.raises(DataError, match=r"x\.npz:images\.npy: not a readable NumPy array"):
+def test_errors_come_in_the_order_of_their_weight(tmp_path):
+    """Bad arrays, sizes, then what only flags decide."""
+    oblong = np.zeros((4, 8, 6, 3), np.uint8)
+    np.savez(tmp_path / "x.npz", x=oblong, y=TWO + 0.5)
+    with pytest.raises(DataError, match="whole numbers"):
         arrays.read(tmp_path / "x.npz")
-
-
-def test_labels_that_inflate(tmp_path, frugal, monkeypatch):
-    """64 KB that become 64 MB: more labels than are ever held, here."""
-    monkeypatch.setattr(arrays, "MAX_LABELED", 2**22)
-    count = 2**23
-    with zipfile.ZipFile(tmp_path / "x.npz", "w", zipfile.ZIP_DEFLATED) as archive:
-        archive.writestr("images.npy", npy((count, 1, 1), content=bytes(count)))
-        archive.writestr("labels.npy", npy((count,), "<i8", bytes(8 * count)))
-    with frugal(16), pytest.raises(DataError, match="8,388,608 labels found, expected 1 to 4,194,304"):
+    np.savez(tmp_path / "x.npz", x=oblong, y=TWO)
+    with pytest.raises(UsageError, match="--size"):
         arrays.read(tmp_path / "x.npz")
+    with pytest.raises(UsageError, match="--test-fraction"):
+        arrays.read(tmp_path / "x.npz", 8)
 
 
-def test_images_that_inflate_are_read_piece_by_piece(tmp_path, frugal):
-    """1 MB that becomes 1 GB: 200 images of 2,304×2,304, of which one chunk is held, and a set that is refused."""
-    shape = (200, 2304, 2304)
-    bomb(tmp_path / "x.npz", "images.npy", npy(shape), 200 * 2304 * 2304 + 2**20)
-    with frugal(300):
-        (split,) = arrays.read(tmp_path / "x.npz", 8).splits
-        images, _ = next(iter(split.batches()))
-        assert images.shape[1:] == (8, 8, 3)
-        assert len(images) < 20
-    (tmp_path / "y.npy").write_bytes(npy("(1, 10000, 10000)"))
-    os.truncate(tmp_path / "y.npy", 10**8 + 200)
-    with frugal(), pytest.raises(DataError, match="10000×10000 found, expected at most"):
-        arrays.read(tmp_path / "y.npy", 8)
+FIELD = Path(__file__).parents[3] / "shared" / "field" / "make_npz_types.py"
 
 
-@pytest.mark.parametrize("method", [zipfile.ZIP_BZIP2, zipfile.ZIP_LZMA])
-def test_compressions_that_numpy_does_not_write(tmp_path, method):
-    with zipfile.ZipFile(tmp_path / "x.npz", "w", method) as archive:
-        archive.writestr("images.npy", npy("(1, 2, 2)", content=b"1234"))
-    with pytest.raises(DataError, match="expected none or deflate"):
-        arrays.read(tmp_path / "x.npz")
+@pytest.fixture(scope="module")
+def field_files(tmp_path_factory) -> dict:
+    """The arrays of files as people have them, by file."""
+    if not FIELD.exists():
+        pytest.skip(f"needs the files as people have them: {FIELD} is absent")
+    spec = importlib.util.spec_from_file_location("make_npz_types", FIELD)
+    module, argv = importlib.util.module_from_spec(spec), sys.argv
+    try:
+        sys.argv = [str(FIELD), str(tmp_path_factory.mktemp("npz"))]
+        spec.loader.exec_module(module)
+    finally:
+        sys.argv = argv
+    return {file.stem: file for file in module.OUT.glob("*.npz")} | {"x": module.x, "y": module.y, "test": module.test,
+                                                                     "truth": module.truth}
 
 
-def test_a_member_that_claims_more_than_deflate_can_hold(tmp_path, frugal):
-    np.savez_compressed(tmp_path / "x.npz", images=random_images(4, 8))
-    content = bytearray((tmp_path / "x.npz").read_bytes())
-    place = content.rindex(b"images.npy") - 46
-    content[place + 24:place + 28] = struct.pack("<I", 2**32 - 2)
-    (tmp_path / "x.npz").write_bytes(content)
-    with frugal(), pytest.raises(DataError, match="more than deflate can hold"):
-        arrays.read(tmp_path / "x.npz")
-
-
-@pytest.mark.parametrize("label", [-1, 2**20])
-def test_labels_out_of_range_are_shown(tmp_path, label):
-    np.savez(tmp_path / "x.npz", images=random_images(3, 8), labels=[0, label, 1])
-    with pytest.raises(DataError, match=f"{label} found, expected class numbers from 0 to 1,048,575"):
-        arrays.read(tmp_path / "x.npz")
-
-
-def test_a_pipe_is_not_waited_for(tmp_path, frugal):
-    (tmp_path / "d").mkdir()
-    for name in ("x.npy", "x.npz", "d/images.npy"):
-        os.mkfifo(tmp_path / name)
-    for path in (tmp_path / "x.npy", tmp_path / "x.npz", tmp_path / "d"):
-        with frugal(), pytest.raises(DataError, match="not a regular file"):
-            arrays.read(path)
+@pytest.mark.parametrize(("name", "classes", "said"), [
+    ("float01", "012", "x_train: float32 in [0, 1] taken as 8 bits"),
+    ("float255", "012", "x_test: float32 in [0, 255] taken as 8 bits"), ("onehot", "012", "x_train: 0 8, 1 8, 2 8"),
+    ("floatlabels", "012", "x_train: 0 8, 1 8, 2 8"), ("names", ("cat", "dog", "owl"), "cat 8, dog 8, owl 8"),
+    ("capital", "012", "X_train: 0 8"), ("xy", "012", "test set: none"), ("fromone", "123", "1 8, 2 8, 3 8"),
+    ("minusone", "012", "unlabeled: 12 images (x_train 12)"), ("semi", "012", "unlabeled: 9 images (x_unlabeled 9)"),
+    ("medmnist", "012", "val_images, since test_images is the test set")])
+def test_files_as_people_have_them(tmp_path, command, field_files, name, classes, said):
+    x, y, test, truth = (field_files[one] for one in ("x", "y", "test", "truth"))
+    flags = ("--test-fraction", "0") if name == "xy" else ()
+    status, out, err = run(command, field_files[name], tmp_path, *flags)
+    assert status == 0, err
+    assert said in out
+    labeled = np.arange(24) < 12 if name == "minusone" else np.ones(24, bool)
+    expected = {"train": (x[labeled], y[labeled].tolist())}
+    expected |= {} if name == "xy" else {"test": (test, truth.tolist())}
+    expected |= {"minusone": {"unlabeled": (x[12:], None)}, "semi": {"unlabeled": (test, None)}}.get(name, {})
+    assert {path.name for path in (tmp_path / "s").iterdir() if path.is_dir()} == set(expected)
+    for split, (images, labels) in expected.items():
+        got, found = contents(tmp_path / "s" / split)
+        assert np.array_equal(got, images)
+        assert found == labels
+        assert split == "unlabeled" or ShardSet(tmp_path / "s" / split).classes == tuple(classes)

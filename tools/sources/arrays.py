@@ -1,226 +1,182 @@
-"""NumPy arrays: an .npz, a folder of .npy files, or one .npy of unlabeled images; read piece by piece."""
+"""NumPy arrays under the names that people give them: which are the images and labels of which split."""
 
 import math
-import os
-import zipfile
-from collections.abc import Callable
-from contextlib import contextmanager
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import BinaryIO
 
 import numpy as np
-from PIL import Image
 
-from pipelines.common.errors import DataError, UsageError, damage, shown
-from pipelines.common.reading import open_regular, read_npy_header
-from pipelines.shards.manifest import MAX_CLASSES, MAX_LABELED
-from tools.sources import Batches, Source, Split
-from tools.sources.images import MAX_PIXELS, RESIZED, TEST_NAMES, to_square
+from pipelines.common.errors import DataError, UsageError
+from pipelines.common.words import short
+from tools.sources import Batches, Source
+from tools.sources.array_files import Array, find
+from tools.sources.array_labels import Classes
+from tools.sources.array_pixels import height_width, read_images, scales, squares
+from tools.sources.images import RESIZED
+from tools.sources.report import ARRAYS, Report
+from tools.sources.splits import TEST_NAMES, TRAIN_NAMES, UNLABELED_NAMES, VAL_NAMES, Part, assemble
 
 CHUNK = 1024  # images at a time, or fewer where they are large
 CHUNK_BYTES = 2**26
-LABELS = 2**16  # at a time
-DEFLATE = 1032  # to one is the most that zip files compress
-CHANNELS = (1, 3, 4)  # gray, RGB, RGB with transparency
-PATTERNS = (("{}_images", "{}_labels"), ("x_{}", "y_{}"), ("{}_x", "{}_y"))  # MedMNIST, Keras, and the obvious third
-PLAIN = (("images", "labels"), ("x", "y"))  # one set, for training
+SPLITS = {"train": ("", *TRAIN_NAMES), "test": TEST_NAMES, "val": VAL_NAMES, "unlabeled": UNLABELED_NAMES}
+IMAGES = ("images", "image", "imgs", "img", "x", "data")
+LABELS = ("labels", "label", "y", "target", "targets")
+KINDS = {"images": IMAGES, "labels": LABELS}
+MEANINGS = {name: (split, kind) for split, splits in SPLITS.items() for one in splits
+            for kind, kinds in KINDS.items() for other in kinds for joint in ("_", "-", "")[0 if one else 2:]
+            for name in (f"{one}{joint}{other}", f"{other}{joint}{one}")}  # of a name in lower case
+MEANINGS |= dict.fromkeys(UNLABELED_NAMES, ("unlabeled", "images"))
+SHOWN_NAMES = 12
 
 
-@dataclass(frozen=True)
-class Array:
-    """An array in a file: for messages, its shape and type, and how its bytes are opened, past the header."""
+def read(path: Path, size: int | None = None, *, test_fraction: float | None = None) -> Source:
+    """Recognise NumPy arrays by their names: a split and a kind in either order (``train_images`` and ``train_labels``,
+    ``x_train`` and ``y_train``), or a kind alone for training; whatever their case.
 
-    where: str
-    shape: tuple[int, ...]
-    dtype: np.dtype
-    open: Callable
+    Images are (N,H,W), (N,H,W,C) or (N,C,H,W) in uint8, or in another type of numbers that 8 bits hold. Labels are
+    whole numbers, text or one-hot rows; those of −1, NaN or without text make the image unlabeled, and so does
+    ``x_unlabeled``. The test set is ``test``, else ``val``; a ``test`` without labels beside a ``val`` with them is
+    unlabeled.
 
-    def read(self, stream: BinaryIO, size: int) -> bytes:
-        """Bytes of what ``open`` gave; DataError where the file is damaged."""
-        with damage(f"{self.where}: damaged"):
-            return stream.read(size)
-
-
-def read(path: Path, size: int | None = None) -> Source:
-    """Recognise NumPy arrays by their names: ``train_images``, ``train_labels`` (MedMNIST), ``x_train``, ``y_train``
-    (Keras), ``images``, ``labels``; test sets likewise.
+    Memory: a chunk of images, and a label an image.
 
     Args:
-        path: an .npz, a folder of .npy files of those names, or one .npy.
+        path: an .npz, a folder of .npy files of those names, or one .npy of unlabeled images.
         size: height and width to resize to; None to keep square images as they are.
+        test_fraction: of each class, to hold out where there is no test set; None: not given.
 
     Raises:
-        DataError: no such arrays, or not uint8 images (N,H,W), (N,H,W,C), (N,C,H,W) with class numbers (N,).
-        UsageError: images that are not square, without ``size``.
+        DataError: no such arrays, two of one meaning, images or labels of another kind, labels that no training image
+            has, a single class.
+        UsageError: images that are not square, without ``size``; no test set, and no ``test_fraction``.
     """
-    arrays = _find(path)
-    names = _sets(arrays, path)
-    images = {split: arrays[image] for split, (image, _) in names.items()}
-    shapes = {_height_width(array) for array in images.values()}
-    labels = {split: _labels(arrays[label], images[split]) for split, (_, label) in names.items() if label}
-    classes = None
-    if "train" in labels:
-        count = int(labels["train"].max()) + 1
-        classes = tuple(map(str, range(count)))
-        for split, values in labels.items():
-            if values.max() >= count:
-                raise DataError(f"{arrays[names[split][1]].where}: class {values.max()} found, train has 0 to "
-                                f"{count - 1}")
+    report = Report()
+    found = _named(find(path, report), path, report)
+    chosen = _Chosen(found, report)
+    if not chosen.all:
+        names = ", ".join(short(array.name) for array in found.values())
+        raise DataError(f"{path}: arrays {names} found, expected training images among them, x_train for instance")
+    images = [array for array, _ in chosen.all]
+    factors = dict(zip((array.name for array in images), scales(images, report), strict=True))
+    shapes = sorted({height_width(array) for array in images})
     if size is None:
-        size = next(iter(shapes))[0]
-        if shapes != {(size, size)}:
+        size = shapes[0][0]
+        if shapes != [(size, size)]:
             raise UsageError(f"--size: needed, since the images are {' and '.join(f'{h}×{w}' for h, w in shapes)}; "
                              f"expected squares of one size")
-    splits = tuple(Split(split, array.shape[0], _batches(array, labels.get(split), size), classes)
-                   for split, array in images.items())
-    return Source("folder", (size, size, 3), splits, {"path": str(path.resolve()), "resized": RESIZED.format(size)})
+
+    def part(array: Array, labels: np.ndarray | None) -> Part:
+        return Part(array.shape[0], labels, _reader(array, labels, factors[array.name], size), short(array.name))
+    train = part(*chosen.train) if chosen.train else Part(0, None, lambda mask: iter(()))
+    test = part(*chosen.test) if chosen.test else None
+    splits = assemble(str(path), chosen.classes.names, train, test, [part(*one) for one in chosen.unlabeled],
+                      test_fraction, report)
+    origin = {"path": str(path.resolve()), "resized": RESIZED.format(size)}
+    origin |= {} if test_fraction is None else {"test_fraction": test_fraction}
+    return Source("folder", (size, size, 3), splits, origin, report)
 
 
-def _find(path: Path) -> dict[str, Array]:
-    """The arrays at ``path`` by name, headers read."""
-    with damage(f"{path}: not a readable .npz or .npy",
-                missing=f"{path}: not found; --source is an .npz, an .npy or a folder of .npy files"):
-        return _archived(path) if path.suffix == ".npz" else _filed(path)
-
-
-def _archived(path: Path) -> dict[str, Array]:
-    with open_regular(path) as file, zipfile.ZipFile(file) as archive:
-        members = [member for member in archive.infolist() if member.filename.endswith(".npy")]
-
-    def opener(member: zipfile.ZipInfo) -> Callable:
-        @contextmanager
-        def opened():
-            with open_regular(path) as file, zipfile.ZipFile(file) as archive, archive.open(member) as stream:
-                yield stream
-        return opened
-    return {member.filename[:-4]: _array(f"{path}:{member.filename}", opener(member), _unpacked(member, path))
-            for member in members}
-
-
-def _filed(path: Path) -> dict[str, Array]:
-    files = sorted(path.glob("*.npy")) if path.is_dir() else [path]
-    return {file.stem if path.is_dir() else "images":
-            _array(str(file), lambda file=file: open_regular(file), os.path.getsize(file)) for file in files}
-
-
-def _unpacked(member: zipfile.ZipInfo, path: Path) -> int:
-    """Bytes of a zip file's member, as it says; DataError where no so short one has them, or NumPy does not pack so."""
-    if member.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
-        raise DataError(f"{path}:{member.filename}: compressed by method {member.compress_type}, expected none or "
-                        f"deflate")
-    if member.file_size > DEFLATE * min(member.compress_size, os.path.getsize(path)):
-        raise DataError(f"{path}:{member.filename}: {member.file_size:,} bytes in {member.compress_size:,} found, more "
-                        f"than deflate can hold")
-    return member.file_size
-
-
-def _array(where: str, opened: Callable, size: int) -> Array:
-    """Read an array's header, and compare it with the ``size`` of its file in bytes."""
-    with damage(f"{where}: not a readable NumPy array", passes=(FileNotFoundError,)), opened() as stream:
-        shape, fortran, dtype, start = read_npy_header(stream)
-    if fortran and len(shape) > 1:
-        raise DataError(f"{where}: in Fortran order; save it again by np.ascontiguousarray")
-    if not dtype.hasobject and dtype.itemsize * math.prod(shape) > size - start:
-        count = dtype.itemsize * math.prod(shape[1:])
-        raise DataError(f"{where}: ends early, at image {(size - start) // count:,} of {shown(shape[0])}" if shape else
-                        f"{where}: ends early")
-
-    @contextmanager
-    def past_header():
-        with opened() as stream:
-            stream.read(start)
-            yield stream
-    return Array(where, shape, dtype, past_header)
-
-
-def _sets(arrays: dict[str, Array], path: Path) -> dict[str, tuple[str, str | None]]:
-    """By split, the names of its images and of its labels, if any."""
-    for images, labels in PATTERNS:
-        found = {}
-        for split, names in (("train", ("train",)), ("test", TEST_NAMES)):
-            name = next((name for name in names if images.format(name) in arrays), None)
-            if name is not None:
-                found[split] = images.format(name), labels.format(name) if labels.format(name) in arrays else None
-        if "train" in found:
-            break
-    else:
-        images, labels = next(((i, k) for i, k in PLAIN if i in arrays), (None, None))
-        if images is None:
-            raise DataError(f"{path}: arrays {', '.join(sorted(arrays)) or 'none'} found; expected train_images and "
-                            f"train_labels, x_train and y_train, or images and labels")
-        found = {"train": (images, labels if labels in arrays else None)}
-    if len({labels is None for _, labels in found.values()}) > 1:
-        raise DataError(f"{path}: labels for one of train and test only; expected both or neither")
+def _named(arrays: Sequence[Array], path: Path, report: Report) -> dict[tuple[str, str], Array]:
+    """The arrays whose names mean something, by split and kind; the others go to ``report``."""
+    found: dict[tuple[str, str], Array] = {}
+    for array in arrays:
+        meaning = MEANINGS.get(array.name.rpartition("/")[2].lower())
+        if meaning is None:
+            report.leave_out(ARRAYS, short(array.name), short(array.name))
+        elif meaning in found:
+            raise DataError(f"{path}: arrays {short(found[meaning].name)} and {short(array.name)} found, both of which "
+                            f"mean {' '.join(meaning)}; expected one of them")
+        else:
+            found[meaning] = array
+    if not any(kind == "images" for _, kind in found):
+        raise DataError(_unknown(arrays, path))
     return found
 
 
-def _height_width(array: Array) -> tuple[int, int]:
-    """Of (N,H,W), (N,H,W,C) or (N,C,H,W) in uint8; DataError for anything else."""
-    shape = array.shape
-    if array.dtype == np.uint8 and min(shape, default=0) > 0:
-        found = None
-        if len(shape) == 3 or (len(shape) == 4 and shape[3] in CHANNELS):
-            found = shape[1:3]
-        elif len(shape) == 4 and shape[1] in CHANNELS:
-            found = shape[2:4]
-        if found and math.prod(found) > MAX_PIXELS:
-            raise DataError(f"{array.where}: images of {found[0]}×{found[1]} found, expected at most {MAX_PIXELS:,} "
-                            f"pixels")
-        if found:
-            return found
-    raise DataError(f"{array.where}: {array.dtype} {shown(shape)} found, expected uint8 images (N, H, W), "
-                    f"(N, H, W, C) or (N, C, H, W)")
+def _unknown(arrays: Sequence[Array], path: Path) -> str:
+    """What is said where no array is known by its name."""
+    names = [short(array.name) for array in arrays]
+    listed = ", ".join(names[:SHOWN_NAMES] + ["…"] * (len(names) > SHOWN_NAMES)) or "none"
+    images = next((short(array.name) for array in arrays if len(array.shape) in (3, 4)), "images")
+    labels = next((short(array.name) for array in arrays if len(array.shape) in (1, 2)), "labels")
+    mend = "rename the files" if path.is_dir() else \
+        f"a = np.load(...); np.savez('named.npz', x_train=a[{images!r}], y_train=a[{labels!r}])"
+    return (f"{path}: arrays {listed} found, expected train_images and train_labels, x_train and y_train, or images "
+            f"and labels; save them by name: {mend}")
 
 
-def _labels(array: Array, images: Array) -> np.ndarray:
-    """Class numbers (N,), int32: four bytes an image for the time of the conversion."""
-    count = images.shape[0] if images.shape else 0
-    if array.dtype.kind not in "iu" or array.shape not in ((count,), (count, 1)):
-        raise DataError(f"{array.where}: {array.dtype} {shown(array.shape)} found, expected integers {(count,)}")
-    if not 0 < count <= MAX_LABELED:
-        raise DataError(f"{array.where}: {count:,} labels found, expected 1 to {MAX_LABELED:,}")
-    labels = np.empty(count, np.int32)
-    with array.open() as stream:
-        for first in range(0, count, LABELS):
-            part = labels[first:first + LABELS]
-            content = array.read(stream, len(part) * array.dtype.itemsize)
-            if len(content) != len(part) * array.dtype.itemsize:
-                raise DataError(f"{array.where}: ends early")
-            values = np.frombuffer(content, array.dtype)
-            if values.min() < 0 or values.max() >= MAX_CLASSES:
-                wrong = values[(values < 0) | (values >= MAX_CLASSES)][0]
-                raise DataError(f"{array.where}: {wrong} found, expected class numbers from 0 to {MAX_CLASSES - 1:,}")
-            part[:] = values
-    return labels
+class _Chosen:
+    """Which arrays are used, and their labels; what is not goes to ``report``.
+
+    ``train`` and ``test`` are images (N, ...) and their classes, int32 (N,) or None; either may be None. ``unlabeled``
+    are further images.
+    """
+
+    def __init__(self, found: dict[tuple[str, str], Array], report: Report):
+        self._found, self._report = found, report
+        self.classes = Classes()
+        for split in SPLITS:
+            if (split, "images") not in found:
+                self._leave_out(split, "labels", ", whose images are not there")
+        self.train = self._labeled("train", self.classes.train)
+        self.test, test, val = None, self._labeled("test", self.classes.test), found.get(("val", "images"))
+        self.unlabeled = []
+        if unlabeled := found.get(("unlabeled", "images")):
+            height_width(unlabeled)
+            self.unlabeled.append((unlabeled, None))
+            self._leave_out("unlabeled", "labels", ", since its images are taken as unlabeled")
+        if _has_labels(test):
+            self.test = test
+            if val:
+                self._leave_out("val", "images", f", since {short(test[0].name)} is the test set")
+                self._leave_out("val", "labels")
+            return
+        val = self._labeled("val", self.classes.test)
+        if _has_labels(val):
+            self.test = val
+            self.unlabeled += [(test[0], None)] if test else []
+            return
+        for split, there in (("test", test), ("val", val)):
+            if there:
+                self._leave_out(split, "images", ", which has no labels")
+                self._leave_out(split, "labels")
+
+    @property
+    def all(self) -> list[tuple[Array, np.ndarray | None]]:
+        """All that are used."""
+        return [one for one in (self.train, self.test) if one] + self.unlabeled
+
+    def _labeled(self, split: str, read: Callable[[Array, Array], np.ndarray]) -> \
+            tuple[Array, np.ndarray | None] | None:
+        """A split's images and their classes; None where it has no images."""
+        images, labels = self._found.get((split, "images")), self._found.get((split, "labels"))
+        if images is None:
+            return None
+        height_width(images)
+        return images, labels and read(labels, images)
+
+    def _leave_out(self, split: str, kind: str, why: str = "") -> None:
+        if array := self._found.get((split, kind)):
+            self._report.leave_out(ARRAYS, f"{short(array.name)}{why}", short(array.name))
 
 
-def _batches(array: Array, labels: np.ndarray | None, size: int) -> Callable[[], Batches]:
-    image_bytes = math.prod(array.shape[1:])
-    channels_first = len(array.shape) == 4 and array.shape[3] not in CHANNELS
+def _has_labels(found: tuple[Array, np.ndarray | None] | None) -> bool:
+    return found is not None and found[1] is not None and bool((found[1] >= 0).any())
+
+
+def _reader(array: Array, labels: np.ndarray | None, scale: int, size: int) -> Callable[[np.ndarray | None], Batches]:
+    """What reads the images of a mask (N,), or all, as ``Part`` wants it."""
+    image_bytes = max(math.prod(array.shape[1:]), 3 * size * size)
     chunk = max(1, min(CHUNK, CHUNK_BYTES // image_bytes))
 
-    def batches() -> Batches:
-        with array.open() as stream:
+    def batches(mask: np.ndarray | None) -> Iterator[tuple[np.ndarray, np.ndarray | None]]:
+        with array.reading() as values:
             for first in range(0, array.shape[0], chunk):
-                count = min(chunk, array.shape[0] - first)
-                content = array.read(stream, count * image_bytes)
-                if len(content) != count * image_bytes:
-                    raise DataError(f"{array.where}: ends early, at image {first + len(content) // image_bytes:,} of "
-                                    f"{array.shape[0]:,}")
-                images = np.frombuffer(content, np.uint8).reshape(count, *array.shape[1:])
-                images = images.transpose(0, 2, 3, 1) if channels_first else images
-                yield _squares(images, size), None if labels is None else labels[first:first + count]
+                images = read_images(array, values, min(chunk, array.shape[0] - first), scale)
+                found = None if labels is None else labels[first:first + chunk]
+                if mask is not None:
+                    wanted = mask[first:first + chunk]
+                    images, found = images[wanted], None if found is None else found[wanted]
+                if len(images):
+                    yield squares(images, size), found
     return batches
-
-
-def _squares(images: np.ndarray, size: int) -> np.ndarray:
-    """(n, H, W) or (n, H, W, C) to uint8 (n, size, size, 3)."""
-    if images.ndim == 4 and images.shape[3] == 1:
-        images = images[..., 0]
-    if images.shape[1:3] == (size, size):
-        if images.ndim == 3:
-            return np.repeat(images[..., None], 3, axis=3)
-        if images.shape[3] == 3:
-            return images
-    return np.stack([to_square(Image.fromarray(np.ascontiguousarray(image)), size) for image in images])

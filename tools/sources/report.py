@@ -121,7 +121,7 @@ class Report:
         """``25 files (.avif 5, no extension 3), labels.csv``; ``12 images (val/, since test/ is the test set)``."""
         kinds = self._left_out[group]
         if group == ARRAYS:
-            return f"arrays {', '.join([*kinds][:SHOWN_KINDS])}{', …' * (len(kinds) > SHOWN_KINDS)}"
+            return f"arrays {' and '.join([*kinds][:SHOWN_KINDS])}{', …' * (len(kinds) > SHOWN_KINDS)}"
         if group != FILES:
             parts = [f"{PHRASES[group].format(f'{tally.count:,}')} ({kind})" for kind, tally in kinds.items()]
             return ", ".join(parts[:SHOWN_KINDS] + ["…"] * (len(parts) > SHOWN_KINDS))

@@ -44,8 +44,8 @@ def held_out(labels: np.ndarray, fraction: float) -> np.ndarray:
     held = np.zeros(len(labels), bool)
     if not fraction:
         return held
-    for label in np.unique(labels[labels >= 0]):
-        indices = np.flatnonzero(labels == label)
+    by_class = np.argsort(labels, kind="stable")[np.count_nonzero(labels < 0):]
+    for indices in np.split(by_class, np.flatnonzero(np.diff(labels[by_class])) + 1):
         count = min(max(1, round(fraction * len(indices))), len(indices) - 1)
         np.random.RandomState(2).shuffle(indices)
         held[indices[len(indices) - count:]] = True
