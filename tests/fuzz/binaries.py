@@ -1,9 +1,10 @@
-"""Fuzzing of CIFAR's binaries and of SVHN's MATLAB files: labels, sizes, and the fields of elements' headers."""
+"""Fuzzing of CIFAR's and STL-10's binaries and SVHN's MATLAB files: labels, sizes, and the fields of headers."""
 
 import functools
 import io
 import random
 import struct
+import tarfile
 import zlib
 from dataclasses import replace
 from pathlib import Path
@@ -12,7 +13,7 @@ import numpy as np
 
 from tests.fuzz.mutate import INTEGERS, bytewise, number, put
 from tests.fuzz.target import READ, Target, check_splits, noting, pixels
-from tools.sources import cifar, matlab, svhn
+from tools.sources import cifar, matlab, stl10, svhn
 
 PLANES = (2, 3072)
 CIFAR = replace(cifar.CIFAR10, images={"train": ("data_batch_1",), "test": ("test_batch",)},
@@ -139,5 +140,65 @@ def matlab_reader(path: Path) -> READ:
     return read
 
 
+@functools.cache
+def stl10_seeds() -> list[bytes]:
+    """Archives with a training and a test image, without and with a third: plain and compressed."""
+    contents = {"train_X.bin": pixels(2, 96).tobytes(), "train_y.bin": b"\1\x0a", "test_X.bin": pixels(1, 96).tobytes(),
+                "test_y.bin": b"\3"}
+    found = []
+    for mode, more in (("w", {}), ("w", {"class_names.txt": b"a b c d e f g h i j"}),
+                       ("w:gz", {"unlabeled_X.bin": bytes(3 * 96 * 96)})):
+        stream = io.BytesIO()
+        options = {"compresslevel": 1} if mode == "w:gz" else {}
+        with tarfile.open(fileobj=stream, mode=mode, **options) as archive:
+            for name, content in (contents | more).items():
+                member = tarfile.TarInfo(f"stl10_binary/{name}")
+                member.size = len(content)
+                archive.addfile(member, io.BytesIO(content))
+        found.append(put(stream.getvalue(), 4, bytes(4)) if mode == "w:gz" else stream.getvalue())  # gzip's date
+    return found
+
+
+def mutate_stl10(draw: random.Random, seed: bytes) -> bytes:
+    """Of a plain archive the members' sizes and contents, made into an archive again; or bytes."""
+    if seed[:2] == b"\x1f\x8b" or draw.random() < 0.3:
+        return bytewise(draw, seed, draw.choice(stl10_seeds()))
+    stream = io.BytesIO()
+    with tarfile.open(fileobj=io.BytesIO(seed)) as archive, tarfile.open(fileobj=stream, mode="w") as made:
+        members = [(member.name, archive.extractfile(member).read()) for member in archive]
+        changed = draw.randrange(len(members))
+        for place, (name, content) in enumerate(members):
+            if place == changed:
+                match draw.randrange(5):
+                    case 0:
+                        continue
+                    case 1:
+                        content = content[:draw.randrange(len(content))]
+                    case 2:
+                        content += draw.randbytes(draw.choice((1, 2, 27_648)))
+                    case _:
+                        content = put(content, draw.randrange(len(content)), bytes([draw.randrange(256)]))
+            member = tarfile.TarInfo(name)
+            member.size = len(content)
+            made.addfile(member, io.BytesIO(content))
+    return stream.getvalue()
+
+
+def stl10_reader(path: Path) -> READ:
+    """Past the header: an archive was looked through to its end."""
+    passed = []
+    noting(stl10, "_archive", passed)
+
+    def read(content: bytes, past: list) -> None:
+        (path / "stl10_binary.tar.gz").write_bytes(content)
+        passed.clear()
+        try:
+            check_splits(stl10.read(path / "stl10_binary.tar.gz"))
+        finally:
+            past += passed[:1]
+    return read
+
+
 TARGETS = {"bin": Target(binary_seeds, mutate_binary, binary_reader),
-           "mat": Target(matlab_seeds, mutate_matlab, matlab_reader)}
+           "mat": Target(matlab_seeds, mutate_matlab, matlab_reader),
+           "stl10": Target(stl10_seeds, mutate_stl10, stl10_reader)}

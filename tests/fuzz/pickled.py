@@ -1,4 +1,4 @@
-"""Fuzzing of pickles, CIFAR's batches and the index of Tiny Images: opcodes left out, doubled, put in and changed."""
+"""Fuzzing of pickles (CIFAR, ImageNet 32×32, Tiny Images' index): opcodes left out, doubled, put in and changed."""
 
 import functools
 import pickle
@@ -10,9 +10,9 @@ from pathlib import Path
 import numpy as np
 
 from tests.fuzz.binaries import PLANES, read_cifar
-from tests.fuzz.mutate import bytewise, number, put
-from tests.fuzz.target import READ, Target, pixels
-from tools.sources import pickles, tiny_images
+from tests.fuzz.mutate import MAX_BYTES, bytewise, number, put
+from tests.fuzz.target import READ, Target, check_splits, pixels
+from tools.sources import imagenet32, pickles, tiny_images
 
 MIN_OPCODES = 10  # that a pickle runs past its header, if it does not end before
 
@@ -22,7 +22,7 @@ def python2(rows: np.ndarray, labels: list[int]) -> bytes:
             b"U\x01b\x87Rq\x05(K\x01" + b"K" + bytes([len(rows)]) + b"M" + struct.pack("<H", rows.shape[1]) +
             b"\x86cnumpy\ndtype\nU\x02u1K\x00K\x01\x87R(K\x03U\x01|NNNJ\xff\xff\xff\xffJ\xff\xff\xff\xffK\x00tb\x89T" +
             struct.pack("<i", rows.nbytes) + rows.tobytes() + b"tbU\x06labelsq\x06](" +
-            b"".join(b"K" + bytes([label]) for label in labels) + b"eU\x0bbatch_labelq\x07U\x05batchu.")
+            b"".join(b"M" + struct.pack("<H", label) for label in labels) + b"eU\x0bbatch_labelq\x07U\x05batchu.")
 
 
 @functools.cache
@@ -31,6 +31,17 @@ def batch_seeds() -> list[bytes]:
     rows = pixels(2, 32).reshape(PLANES)
     content = {"batch_label": "batch", "labels": [3, 9], "data": rows, "filenames": ["a.png", "b.png"]}
     return [pickle.dumps(content, protocol) for protocol in range(6)] + [python2(rows, [3, 9])]
+
+
+@functools.cache
+def imagenet_seeds() -> list[bytes]:
+    """A batch of 25 images, enough that their pixels stay in the file, in every protocol; and as Python 2 wrote it."""
+    rows = pixels(25, 32).reshape(25, -1)
+    labels = list(range(1, 1001, 40))
+    content = {"data": rows, "labels": labels, "mean": rows[:, :40].mean(axis=0)}
+    return [pickle.dumps(content, protocol) for protocol in range(1, 6)] + [
+        python2(rows, labels[:6] + [1] * 19), pickle.dumps(content | {"labels": np.array(labels, ">i2")}, 4),
+        pickle.dumps(content | {"mean": np.float64(3)}, 5)]
 
 
 @functools.cache
@@ -58,7 +69,7 @@ def opcode(draw: random.Random) -> bytes:
         return code + draw.choice((draw.randbytes(size), number(draw, "<Q")[:size].ljust(size, b"\0")))
     if size == pickletools.UP_TO_NEWLINE:
         names = (b"os\nsystem", b"numpy\nload", b"numpy\ndtype", b"numpy.core.multiarray\n_reconstruct",
-                 b"_codecs\nencode")
+                 b"_codecs\nencode", b"numpy.core.multiarray\nscalar")
         return code + draw.choice((*names, b"0", b"-1", b"9" * 30, b"'x'", b"01", b"1e999", b"\xff")) + b"\n"
     width = {"1": "<B", "4": "<I", "8": "<Q"}[chosen.arg.name[-1]]
     content = draw.randbytes(draw.choice((0, 1, 2, 40)))
@@ -77,7 +88,8 @@ def mutate_pickle(draw: random.Random, seed: bytes) -> bytes:
             case 0:
                 parts[place:place + draw.choice((1, 1, 3))] = []
             case 1:
-                parts[place:place] = [parts[place]] * draw.choice((1, 2, 1000))
+                most = max(1, MAX_BYTES // len(parts[place]))
+                parts[place:place] = [parts[place]] * min(most, draw.choice((1, 2, 1000)))
             case 2:
                 parts[place], parts[place - 1] = parts[place - 1], parts[place]
             case 3:
@@ -99,8 +111,10 @@ def counting_opcodes(read: READ) -> READ:
     current = [b"", []]
 
     class Counted(pickles.PlainUnpickler):
-        def __init__(self, content):
-            super().__init__(content)
+        def __init__(self, stream, size, held):
+            stream.seek(0)
+            content = stream.read(size)
+            super().__init__(stream, size, held)
             self._past = current[1] if content == current[0] else []
 
         def load(self):
@@ -136,5 +150,16 @@ def index_reader(path: Path) -> READ:
     return counting_opcodes(read)
 
 
+def imagenet_reader(path: Path) -> READ:
+    """See ``counting_opcodes``; the input is one of the ten files, and the others are not there."""
+    imagenet32.TRAIN = imagenet32.TRAIN[:1]
+
+    def read(content: bytes, past: list) -> None:
+        (path / imagenet32.TRAIN[0]).write_bytes(content)
+        check_splits(imagenet32.read(path))
+    return counting_opcodes(read)
+
+
 TARGETS = {"batch": Target(batch_seeds, mutate_pickle, batch_reader),
-           "index": Target(index_seeds, mutate_pickle, index_reader)}
+           "index": Target(index_seeds, mutate_pickle, index_reader),
+           "imagenet32": Target(imagenet_seeds, mutate_pickle, imagenet_reader)}

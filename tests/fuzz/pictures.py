@@ -26,11 +26,12 @@ def image_seeds(kind: str) -> list[bytes]:
                "GIF": [{}, {"save_all": True, "append_images": [smooth], "transparency": 0}], "BMP": [{}],
                "WEBP": [{}, {"lossless": True}, {"exif": exif.tobytes()},
                         {"save_all": True, "append_images": [smooth]}],
-               "AVIF": [{}, {"quality": 100}, {"exif": exif.tobytes()}, {"save_all": True, "append_images": [smooth]}],
+               "AVIF": [{"max_threads": 1, "speed": 8, **more} for more in (
+                   {}, {"quality": 100}, {"exif": exif.tobytes()}, {"save_all": True, "append_images": [smooth]})],
                "TIFF": [{"compression": name} for name in (None, "tiff_lzw", "packbits", "tiff_adobe_deflate", "jpeg")]}
     modes = {"PNG": ("RGB", "L", "P", "LA", "RGBA", "1", "I;16"), "JPEG": ("RGB", "L", "CMYK"), "GIF": ("P", "L"),
              "BMP": ("RGB", "L", "P", "1"), "WEBP": ("RGB", "RGBA"), "AVIF": ("RGB", "RGBA"),
-             "TIFF": ("RGB", "L", "CMYK", "RGBA", "I;16", "F")}
+             "TIFF": ("RGB", "L", "CMYK", "RGBA", "I;16")}
     found = []
     for number_, mode in enumerate(modes[kind]):
         for extra in options[kind] if number_ == 0 else options[kind][:1]:

@@ -18,8 +18,9 @@ def table_seeds() -> list[bytes]:
     rows = [(name, ("cat", "dog")[number % 2]) for number, name in enumerate(FILES)]
     plain = "file,label\n" + "".join(f"{name},{label}\n" for name, label in rows)
     quoted = "id;name;class\r\n" + "".join(f'"{name[:-4]}";"x ""y"" z";"{label}"\r\n' for name, label in rows)
+    names = "image_id,target,x\n" + "".join(f"{i},{i % 2},y\n" for i in range(4))
     numbers = "path\tlabel\n" + "".join(f".\\{name}\t{number % 3 - 1}\n" for number, name in enumerate(FILES))
-    return [plain.encode(), quoted.encode("utf-8-sig"), numbers.encode("utf-16"), plain.replace("train/", "").encode()]
+    return [plain.encode(), quoted.encode("utf-8-sig"), numbers.encode("utf-16"), names.encode()]
 
 
 def mutate_table(draw: random.Random, content: bytes) -> bytes:

@@ -5,12 +5,16 @@ import os
 import pickle
 import shutil
 import tarfile
+from dataclasses import replace as with_
 
 import numpy as np
 import pytest
 
+from pipelines.common.errors import DataError
 from pipelines.shards import ShardSet
+from tests.conftest import random_images
 from tools import prepare, verify
+from tools.sources import cifar
 
 ROWS = 10_000
 
@@ -258,3 +262,114 @@ def test_usage(command, tmp_path, copy):
     status, _, err = command(prepare.main, "cifar10", "--source", copy, "--out", tmp_path / "out")
     assert status == 2
     assert "--force" in err
+
+
+@pytest.fixture
+def small(monkeypatch):
+    """A writer of data sets of three images a file in either layout, and what it writes: images and labels by file."""
+    monkeypatch.setattr(cifar, "CIFAR10", with_(cifar.CIFAR10, images_per_file={"train": 3, "test": 3}))
+    monkeypatch.setattr(cifar, "CIFAR100", with_(cifar.CIFAR100, images_per_file={"train": 3, "test": 3}))
+
+    def write(folder, seed: int = 0, suffix: str = "", hundred: bool = False) -> np.ndarray:
+        folder.mkdir(parents=True)
+        names = ["train", "test"] if hundred else [*(f"data_batch_{n}" for n in range(1, 6)), "test_batch"]
+        images = random_images(3 * len(names), 32, seed)
+        for i, name in enumerate(names):
+            rows = images[3 * i:3 * i + 3].transpose(0, 3, 1, 2).reshape(3, 3072)
+            keys = ("coarse_labels", "fine_labels") if hundred else ("labels",)
+            if suffix:
+                leading = np.tile(np.arange(3, dtype=np.uint8)[:, None], (1, len(keys)))
+                np.concatenate([leading, rows], 1).tofile(folder / f"{name}.bin")
+            else:
+                (folder / name).write_bytes(pickle.dumps({"data": rows} | {key: [0, 1, 2] for key in keys}, 2))
+        kinds = {"fine_label_names": 100, "coarse_label_names": 20} if hundred else {"label_names": 10}
+        if suffix:
+            for kind, count in kinds.items():
+                (folder / f"{kind if hundred else 'batches.meta'}.txt").write_text("\n".join(map(str, range(count))))
+        else:
+            (folder / ("meta" if hundred else "batches.meta")).write_bytes(pickle.dumps(
+                {kind: list(map(str, range(count))) for kind, count in kinds.items()}, 2))
+        return images
+    return write
+
+
+def pack(folder, target, mode="gz"):
+    with tarfile.open(target, f"w:{mode}") as archive:
+        archive.add(folder, folder.name)
+    shutil.rmtree(folder)
+
+
+def all_images(source) -> np.ndarray:
+    return np.concatenate([images for split in source.splits for images, _ in split.batches()])
+
+
+@pytest.mark.parametrize(("name", "suffix", "archive"), [
+    ("cifar-10-batches-py", "", None), ("cifar-10-batches-bin", ".bin", None), ("anything", "", None),
+    ("anything", ".bin", None), ("cifar-10-batches-py", "", "cifar-10-python.tar.gz"),
+    ("cifar-10-batches-bin", ".bin", "cifar-10-binary.tar.gz"), ("cifar-10-batches-py", "", "cifar-10-python.tar")])
+def test_the_folder_above(tmp_path, small, name, suffix, archive):
+    images = small(tmp_path / "in" / name, 0, suffix)
+    small(tmp_path / "in" / "cifar-100-python", 1, hundred=True)
+    (tmp_path / "in" / "notes").mkdir()
+    (tmp_path / "in" / "readme.txt").write_text("x")
+    if archive:
+        pack(tmp_path / "in" / name, tmp_path / "in" / archive, "gz" if archive.endswith("gz") else "")
+    source = cifar.read10(tmp_path / "in")
+    assert np.array_equal(all_images(source), images)
+    assert source.origin["path"] == str((tmp_path / "in" / (archive or name)).resolve())
+    assert source.report.notes == [f"{tmp_path / 'in'}: {archive or name} is read"]
+
+
+@pytest.mark.parametrize(("suffix", "name"), [("", "cifar-100-python"), (".bin", "cifar-100-binary")])
+def test_the_folder_above_cifar_100(tmp_path, small, suffix, name):
+    small(tmp_path / "cifar-10-batches-py")
+    images = small(tmp_path / name, 3, suffix, hundred=True)
+    assert np.array_equal(all_images(cifar.read100(tmp_path)), images)
+    pack(tmp_path / name, tmp_path / f"{name}.tar.gz")
+    assert np.array_equal(all_images(cifar.read100(tmp_path)), images)
+
+
+def test_which_of_several_is_read(tmp_path, small):
+    images = {name: small(tmp_path / name, seed) for seed, name in enumerate(
+        ("cifar-10-batches-py", "copy", "other", "packed"))}
+    pack(tmp_path / "packed", tmp_path / "cifar-10-python.tar.gz")
+    assert np.array_equal(all_images(cifar.read10(tmp_path)), images["cifar-10-batches-py"])
+    shutil.rmtree(tmp_path / "cifar-10-batches-py")
+    with pytest.raises(DataError, match="CIFAR-10 found in copy, other, expected a single folder; --source names it"):
+        cifar.read10(tmp_path)
+    shutil.rmtree(tmp_path / "other")
+    (tmp_path / "cifar-10-batches-py").mkdir()
+    assert np.array_equal(all_images(cifar.read10(tmp_path)), images["copy"])
+    shutil.rmtree(tmp_path / "copy")
+    assert np.array_equal(all_images(cifar.read10(tmp_path)), images["packed"])
+
+
+def test_what_is_wrong_one_level_down_is_said_of_that(tmp_path, small):
+    folder = tmp_path / "cifar-10-batches-py"
+    folder.mkdir()
+    with pytest.raises(DataError, match=f"^{folder}: no CIFAR-10 here; expected cifar-10-batches-py"):
+        cifar.read10(tmp_path)
+    folder.rmdir()
+    with pytest.raises(DataError, match=f"^{tmp_path}: no CIFAR-10 here; expected cifar-10-batches-py"):
+        cifar.read10(tmp_path)
+    small(folder)
+    (folder / "data_batch_2").unlink()
+    with pytest.raises(DataError, match=f"^{folder}/data_batch_2: missing"):
+        cifar.read10(tmp_path)
+    (folder / "data_batch_2").write_bytes(b"no pickle")
+    with pytest.raises(DataError, match=f"^{folder}/data_batch_2: not a readable CIFAR pickle"):
+        all_images(cifar.read10(tmp_path))
+    shutil.rmtree(folder)
+    (tmp_path / "cifar-10-python.tar.gz").write_bytes(b"no archive")
+    with pytest.raises(DataError, match=rf"^{tmp_path}/cifar-10-python\.tar\.gz: not a readable tar archive"):
+        cifar.read10(tmp_path)
+
+
+@pytest.mark.parametrize(("data", "found"), [
+    (np.zeros((3, 3072), np.int16), "int16"), (np.zeros((3, 3072)), "float64"), (np.zeros((3, 3072), bool), "bool"),
+    (np.zeros((3, 3072), np.uint8).T, r"uint8 \(3072, 3\)")])
+def test_pixels_of_another_kind(tmp_path, small, data, found):
+    small(tmp_path / "in")
+    (tmp_path / "in" / "data_batch_1").write_bytes(pickle.dumps({"data": data, "labels": [0, 1, 2]}, 2))
+    with pytest.raises(DataError, match=rf"data_batch_1: data is {found}.*expected uint8 \(3, 3072\)"):
+        all_images(cifar.read10(tmp_path / "in"))

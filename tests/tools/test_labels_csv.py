@@ -105,7 +105,7 @@ def test_numbers_are_sorted_as_numbers_and_test_rows_are_the_test_set(tmp_path, 
     assert train.classes == test.classes == tuple(str(i) for i in range(1, 13))
     assert photos.labels(test.path) == {f"val/{i}.png": str(i + 1) for i in range(12)}
     assert photos.names(tmp_path / "s" / "unlabeled") == [f"test/{i}.png" for i in range(3)]
-    assert "unlabeled: 3 images (test/ 3)" in out
+    assert "unlabeled: 3 images (test/)" in out
 
 
 @pytest.mark.parametrize(("text", "flags", "status", "words"), [

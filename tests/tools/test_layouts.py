@@ -69,7 +69,7 @@ def test_images_directly_in_the_root_of_the_classes_are_unlabeled(split_photos, 
     direct = split_photos.add("train", 4)
     split_photos.add(".", 2)
     said = prepared(command, split_photos, tmp_path)
-    assert "unlabeled: 4 images (directly in train/ 4)" in said
+    assert "unlabeled: 4 images (directly in train/)" in said
     assert split_photos.names(tmp_path / "s" / "unlabeled") == direct
     assert said[-1] == "left out: 2 images (directly in photos/)"
 

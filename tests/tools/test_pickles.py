@@ -2,6 +2,7 @@
 
 import gc
 import io
+import os
 import pickle
 import struct
 import weakref
@@ -11,7 +12,7 @@ import pytest
 
 from pipelines.common.errors import DataError
 from tools.sources import tiny_images
-from tools.sources.pickles import load_dict
+from tools.sources.pickles import load_dict, open_dict
 
 COMMAND = "touch ran"
 ARRAY = b"cnumpy.core.multiarray\n_reconstruct\n(cnumpy\nndarray\nK\x00\x85U\x01btR"
@@ -54,7 +55,7 @@ def call(function, *arguments):
     (b"}U\x01xcnumpy\nndarray\n)\x81s.", "NEWOBJ"), (b"}U\x01xcnumpy\ndtype\n)}\x92s.", "NEWOBJ_EX"),
     (b"\x82\x01.", "EXT1"), (b"\x83\x01\x00.", "EXT2"), (b"\x84\x01\x00\x00\x00.", "EXT4"), (b"Psome\n.", "PERSID"),
     (b"U\x01xQ.", "BINPERSID"), (b"\x80\x05\x97.", "NEXT_BUFFER"), (b"(inumpy\nndarray\n.", "numpy.ndarray"),
-    (b"cnumpy.core.multiarray\nscalar\n.", "numpy.core.multiarray.scalar"),
+    (b"cnumpy.core.multiarray\nfromfile\n.", "numpy.core.multiarray.fromfile"),
     (b"cnumpy\nload\n.", "numpy.load"), (b"\x80\x04K\x01K\x02\x93.", "requires str"), (b"\xff.", "opcode 255"),
     (b"c" + b"x" * 10**6 + b"\ny\n.", "asks for xxx")],
     ids=lambda value: value if isinstance(value, str) else "")
@@ -70,6 +71,8 @@ def nested(depth: int) -> bytes:
     return b"]" * depth + b"a" * (depth - 1)
 
 
+SAME = b"\x80\x04(B" + struct.pack("<I", 10**6) + bytes(10**6) + b"q\x00" + DTYPE + b"q\x011}(" + b"".join(
+    text(str(n)) + ARRAY + b"(K\x01J" + struct.pack("<i", 10**6) + b"\x85h\x01\x89h\x00tb" for n in range(4000)) + b"u."
 LAUGHS = b"((" + b"K\x01" * 9 + b"t" + b"".join(
     b"q" + bytes([level]) + b"(" + (b"h" + bytes([level])) * 9 + b"t" for level in range(30)) + b"t"
 
@@ -81,6 +84,16 @@ LAUGHS = b"((" + b"K\x01" * 9 + b"t" + b"".join(
                                                (2**32).to_bytes(5, "little") + b"t"),
         "shape below 0": state(b"J" + struct.pack("<i", -2) + b"\x85"), "shape of text": state(b"U\x01x\x85"),
         "shape of nothing": state(b"N"), "type of objects": state(b"K\x02\x85", DTYPE.replace(b"u1", b"O8")),
+        "type of fields": state(b"K\x02\x85", DTYPE + b"(K\x03U\x01|NU\x01a\x85}K\x00K\x00K\x00tb"),
+        "type of arrays": state(b"K\x02\x85", DTYPE + b"(K\x03U\x01|" + DTYPE + b"K\x02\x86NNK\x00K\x00K\x00tb"),
+        "type of no byte order": state(b"K\x02\x85", DTYPE + b"(K\x03U\x01?NNNK\x00K\x00K\x00tb"),
+        "type with a state of nothing": state(b"K\x02\x85", DTYPE + b"Nb"),
+        "type of dates": state(b"K\x02\x85", DTYPE.replace(b"u1", b"M8"), b"U\x10" + bytes(16)),
+        "too few bytes for the type": state(b"K\x02\x85", DTYPE.replace(b"u1", b"i8")),
+        "scalar of a list": b"}U\x01xcnumpy.core.multiarray\nscalar\n" + DTYPE + b"]\x86Rs.",
+        "scalar of two bytes": b"}U\x01xcnumpy.core.multiarray\nscalar\n" + DTYPE + b"U\x02ab\x86Rs.",
+        "BINBYTES that lies": b"\x80\x04B" + struct.pack("<I", 2**32 - 1) + b"ab.",
+        "the same bytes in many arrays": SAME,
         "type of 10**12 bytes": state(b"K\x02\x85", b"cnumpy\ndtype\nX\x0e\x00\x00\x00V1000000000000\x85R"),
         "content that is a list": state(b"K\x02\x85", content=b"]"),
         "type that is a dictionary": state(b"K\x02\x85", b"}"), "short state": b"}U\x01x" + ARRAY + b"Nbs.",
@@ -122,6 +135,61 @@ def test_a_value_of_an_index_is_shown_in_short(tmp_path, frugal, value):
     with frugal(), pytest.raises(DataError, match=r"tiny_index\.pkl: 'a'") as refused:
         tiny_images.read_index(tmp_path / "tiny_index.pkl", 10, tmp_path)
     assert len(str(refused.value)) < 500
+
+
+DTYPES = ["|b1", "|i1", "|u1", *(f"{order}{kind}" for order in "<>" for kind in (
+    "i2", "i4", "i8", "u2", "u4", "u8", "f2", "f4", "f8"))]
+
+
+@pytest.mark.parametrize("protocol", range(6))
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_arrays_and_scalars_of_every_kind_of_number(protocol, dtype):
+    """As NumPy and its own pickles have them, short and long."""
+    small = (np.random.default_rng(0).normal(size=(4, 5)) * 100).astype(dtype)
+    large = np.tile(small, (2000, 2))
+    values = {"small": small, "large": large, "cut": large[::2, 1:], "turned": large.T, "one": small[2, 3]}
+    with np.errstate(all="ignore"):
+        content = pickle.dumps(values, protocol)
+    found = load_dict("file", io.BytesIO(content), "CIFAR")
+    for name in ("small", "large", "cut", "turned"):
+        assert found[name].dtype == np.dtype(dtype)
+        assert np.array_equal(found[name], values[name])
+    assert found["one"] == small[2, 3]
+    assert type(found["one"]) in (int, float, bool)
+
+
+@pytest.mark.parametrize("value", [np.array(["a"]), np.array([b"a"]), np.array([1j]), np.array([None]),
+                                   np.longdouble(1), np.zeros(2, "i4,f4"), np.zeros(2, "M8[s]"),
+                                   np.zeros(2, [("a", "u1")])],
+                         ids=lambda value: str(value.dtype))
+@pytest.mark.parametrize("protocol", [0, 2, 4, 5])
+def test_arrays_of_other_things(protocol, value):
+    with pytest.raises(DataError, match=r"^file: not a readable CIFAR pickle .*, expected numbers, u1 for instance"):
+        load_dict("file", io.BytesIO(pickle.dumps({"data": value}, protocol)), "CIFAR")
+
+
+@pytest.mark.parametrize("protocol", [3, 4, 5])
+def test_rows_are_read_from_the_file_when_they_are_wanted(tmp_path, protocol):
+    rows = np.random.default_rng(1).integers(0, 256, (5000, 30), np.uint8)
+    (tmp_path / "x").write_bytes(pickle.dumps({"data": rows, "few": rows[:3]}, protocol))
+    with open(tmp_path / "x", "rb") as stream:
+        content = open_dict("x", stream, "CIFAR", 2**20, 10_000)
+        for first, last in ((0, 1), (4000, 5000), (17, 18), (2, 2)):
+            assert np.array_equal(content["data"].rows(first, last), rows[first:last])
+        assert np.array_equal(content["few"].rows(1, 3), rows[1:3])
+        assert content["data"].shape == (5000, 30)
+        os.truncate(tmp_path / "x", 100_000)
+        with pytest.raises(EOFError):
+            content["data"].rows(4000, 5000)
+
+
+def test_limits_of_a_pickle():
+    content = pickle.dumps({"data": np.zeros(10**5, np.uint8), "x": "x" * 5000}, 4)
+    open_dict("x", io.BytesIO(content), "CIFAR", len(content), 6000)
+    with pytest.raises(DataError, match=f"^x: {len(content):,} bytes found, which no CIFAR pickle has"):
+        open_dict("x", io.BytesIO(content), "CIFAR", len(content) - 1)
+    with pytest.raises(DataError, match="more than 4,000 bytes outside of arrays found"):
+        open_dict("x", io.BytesIO(content), "CIFAR", len(content), 4000)
 
 
 @pytest.mark.parametrize("protocol", range(6))

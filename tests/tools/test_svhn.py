@@ -50,6 +50,24 @@ def test_images_and_digits(source, tmp_path, command, compressed):
     assert np.array_equal(unlabeled.read(np.arange(9)), extra)
 
 
+def test_the_folder_above(source, tmp_path):
+    path, content = source
+    (tmp_path / "others").mkdir()
+    found = svhn.read(tmp_path)
+    assert found.origin == {"path": str(path.resolve())}
+    (images, _), = found.splits[0].batches()
+    assert np.array_equal(images, content["train"])
+    (path / "test_32x32.mat").rename(tmp_path / "others" / "test_32x32.mat")
+    with pytest.raises(DataError, match="SVHN's files found in others, svhn, expected a single folder"):
+        svhn.read(tmp_path)
+    (tmp_path / "others" / "test_32x32.mat").unlink()
+    with pytest.raises(DataError, match=r"svhn/test_32x32\.mat: missing; SVHN has train_32x32\.mat and"):
+        svhn.read(tmp_path)
+    (path / "train_32x32.mat").unlink()
+    with pytest.raises(DataError, match=rf"^{tmp_path}/train_32x32\.mat: missing; SVHN has train_32x32\.mat"):
+        svhn.read(tmp_path)
+
+
 def mat(**variables):
     """A writer of a .mat file with these variables."""
     return lambda path: scipy.io.savemat(path, variables)

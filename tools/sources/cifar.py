@@ -12,6 +12,8 @@ from pipelines.common.errors import DataError, shown
 from pipelines.common.reading import open_regular
 from tools.sources import Batches, Source, Split, tars
 from tools.sources.pickles import MAX_FILE_BYTES, as_text, load_dict
+from tools.sources.report import Report
+from tools.sources.walk import one_level_down
 
 IMAGE_SHAPE = (32, 32, 3)
 ROW_BYTES = 32 * 32 * 3
@@ -24,6 +26,7 @@ class Files:
 
     ``labels`` are an image's labels in the order of the binaries' leading bytes: the key in the pickles, and how many
     classes there are. ``class_names`` are, for each of them, the key in the pickled ``meta`` and the text file.
+    ``folders`` and ``archives`` are their names as published, pickles first, archives without what follows the dot.
     """
 
     dataset: str
@@ -33,25 +36,32 @@ class Files:
     labels: tuple[tuple[str, int], ...]
     meta: str
     class_names: tuple[tuple[str, str], ...]
+    folders: tuple[str, str]
+    archives: tuple[str, str]
 
     def names(self, suffix: str) -> list[str]:
         """The files of one layout: ``""`` for pickles, ``.bin`` for binaries."""
         images = [name + suffix for names in self.images.values() for name in names]
         return images + ([file for _, file in self.class_names] if suffix else [self.meta])
 
+    def marks(self) -> set[str]:
+        """The files of images of either layout."""
+        return {name + suffix for split in self.images.values() for name in split for suffix in ("", ".bin")}
+
     def is_mine(self, names: set[str]) -> bool:
         """Whether files of these names are this data set's, be it in part."""
-        mine = {name + suffix for split in self.images.values() for name in split for suffix in ("", ".bin")}
-        return bool(mine & names)
+        return bool(self.marks() & names)
 
 
 CIFAR10 = Files(
     "cifar10", "CIFAR-10", {"train": tuple(f"data_batch_{i}" for i in range(1, 6)), "test": ("test_batch",)},
-    {"train": 10_000, "test": 10_000}, (("labels", 10),), "batches.meta", (("label_names", "batches.meta.txt"),))
+    {"train": 10_000, "test": 10_000}, (("labels", 10),), "batches.meta", (("label_names", "batches.meta.txt"),),
+    ("cifar-10-batches-py", "cifar-10-batches-bin"), ("cifar-10-python", "cifar-10-binary"))
 CIFAR100 = Files(
     "cifar100", "CIFAR-100", {"train": ("train",), "test": ("test",)}, {"train": 50_000, "test": 10_000},
     (("coarse_labels", 20), ("fine_labels", 100)), "meta",
-    (("coarse_label_names", "coarse_label_names.txt"), ("fine_label_names", "fine_label_names.txt")))
+    (("coarse_label_names", "coarse_label_names.txt"), ("fine_label_names", "fine_label_names.txt")),
+    ("cifar-100-python", "cifar-100-binary"), ("cifar-100-python", "cifar-100-binary"))
 KNOWN = {name for files in (CIFAR10, CIFAR100) for suffix in ("", ".bin") for name in files.names(suffix)}
 
 
@@ -74,14 +84,17 @@ def read100(path: Path, coarse: bool = False) -> Source:
 
 
 def _read(path: Path, files: Files, other: Files, which: int) -> Source:
+    report = Report()
+    if path.is_dir() and (found := _below(path, files)) != path:
+        report.note(f"{path}: {found.name} is read")
+        path = found
     opened = _folder(path) if path.is_dir() else _archive(path, files)
     if not files.is_mine(opened.names):
         if other.is_mine(opened.names):
             raise DataError(f"{path}: this is {other.title}, expected {files.title}; python -m tools.prepare "
                             f"{other.dataset} reads it")
         first = files.images["train"][0]
-        raise DataError(f"{path}: no {files.title} here; expected {files.dataset.replace('cifar', 'cifar-')}"
-                        f"{'-batches-py' if files is CIFAR10 else '-python'} ({first}, ...), its binaries "
+        raise DataError(f"{path}: no {files.title} here; expected {files.folders[0]} ({first}, ...), its binaries "
                         f"({first}.bin, ...), or the .tar.gz of either")
     suffix = "" if any(name in opened.names for names in files.images.values() for name in names) else ".bin"
     for name in files.names(suffix):
@@ -93,7 +106,25 @@ def _read(path: Path, files: Files, other: Files, which: int) -> Source:
                          _batches(opened, files, split, suffix, which), classes)
                    for split, names in files.images.items())
     origin = {"path": str(path.resolve()), "layout": "binary" if suffix else "python", "labels": files.labels[which][0]}
-    return Source(files.dataset, IMAGE_SHAPE, splits, origin)
+    return Source(files.dataset, IMAGE_SHAPE, splits, origin, report)
+
+
+def _below(path: Path, files: Files) -> Path:
+    """The folder or archive directly in a folder that has the data set; the folder itself where it has, or none does.
+
+    Folders come before archives, those with files before others, and those named as they are published first.
+    """
+    found = one_level_down(path, files.marks())
+    if found == [path]:
+        return path
+    named = [path / name for name in files.folders]
+    archives = [path / f"{name}{suffix}" for name in files.archives for suffix in (".tar.gz", ".tar")]
+    best = [folder for folder in named if folder in found] or found
+    if len(best) > 1 and best[0] not in named:
+        raise DataError(f"{path}: {files.title} found in {', '.join(one.name for one in best)}, expected a single "
+                        f"folder; --source names it")
+    best += [archive for archive in archives if archive.is_file()] + [folder for folder in named if folder.is_dir()]
+    return best[0] if best else path
 
 
 def _folder(path: Path) -> Opened:

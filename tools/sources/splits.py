@@ -187,6 +187,8 @@ def _unlabeled(part: Part) -> tuple[Part, np.ndarray | None]:
 
 
 def _places(rest: Sequence[tuple[Part, np.ndarray | None]]) -> str:
+    if len(rest) == 1:
+        return f" ({rest[0][0].place})" if rest[0][0].place else ""
     parts = [f"{part.place} {part.count if mask is None else int(mask.sum()):,}" for part, mask in rest if part.place]
     return f" ({', '.join(parts)})" if parts else ""
 

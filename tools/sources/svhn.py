@@ -10,6 +10,7 @@ import numpy as np
 
 from pipelines.common.errors import DataError
 from tools.sources import Batches, Source, Split, matlab
+from tools.sources.walk import one_level_down
 
 IMAGE_SHAPE = (32, 32, 3)
 IMAGES = {"train": 73_257, "test": 26_032, "extra": 531_131}  # of the published files; one that claims more is none
@@ -18,7 +19,7 @@ CLASSES = tuple("0123456789")
 
 
 def read(path: Path) -> Source:
-    """Open the folder with the .mat files; they are read piece by piece.
+    """Open the folder with the .mat files, or the one with that folder in it; they are read piece by piece.
 
     ``extra_32x32.mat`` becomes an unlabeled set, ``extra``.
 
@@ -28,6 +29,11 @@ def read(path: Path) -> Source:
     """
     if not path.is_dir():
         raise DataError(f"{path}: not a folder; --source is the folder with train_32x32.mat and test_32x32.mat")
+    found = one_level_down(path, [f"{name}_32x32.mat" for name in IMAGES])
+    if len(found) > 1:
+        raise DataError(f"{path}: SVHN's files found in {', '.join(one.name for one in found)}, expected a single "
+                        f"folder; --source names it")
+    path = found[0] if found else path
     names = ["train", "test"] + (["extra"] if (path / "extra_32x32.mat").exists() else [])
     splits = []
     for name in names:
