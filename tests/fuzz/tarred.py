@@ -3,6 +3,7 @@
 import functools
 import gzip
 import io
+import lzma
 import random
 import tarfile
 from contextlib import contextmanager
@@ -11,21 +12,25 @@ from pathlib import Path
 from tests.fuzz.mutate import INTEGERS, bytewise, number, put
 from tests.fuzz.pictures import image_seeds
 from tests.fuzz.target import READ, Target, check_splits
-from tools.sources import webdataset
+from tools.sources import samples, webdataset
 
 
 @functools.cache
 def tar_seeds() -> list[bytes]:
-    """Three samples, with labels or without, in each format of tar; one with long names."""
+    """Three samples, with labels in cls, json or txt, or without, in each format of tar; some with long names."""
     png = image_seeds("PNG")[0]
     found = []
-    for form, prefix, labels in ((tarfile.USTAR_FORMAT, "", True), (tarfile.GNU_FORMAT, "long/" * 30, True),
-                                 (tarfile.PAX_FORMAT, "é" * 80, False)):
+    for form, prefix, label in ((tarfile.USTAR_FORMAT, "", ("cls", b"%d")), (tarfile.GNU_FORMAT, "long/" * 30,
+                                                                             ("cls", b"%d")),
+                                (tarfile.PAX_FORMAT, "é" * 80, None), (tarfile.USTAR_FORMAT, "", (
+                                    "json", b'{"x": [{"y": null}], "label": %d, "z": "\\u00e9"}')),
+                                (tarfile.GNU_FORMAT, "a/", ("txt", b"class %d\n"))):
         stream = io.BytesIO()
-        records = None if labels else {"comment": "x"}
+        records = None if label else {"comment": "x"}
         with tarfile.open(fileobj=stream, mode="w", format=form, pax_headers=records) as out:
             for key in range(3):
-                for name, content in [("cls", b"%d" % key)] * labels + [("png", png), ("json", b"{}")]:
+                labels = [(label[0], label[1] % key)] if label else []
+                for name, content in [*labels, ("png", png), ("mask.png", png), ("npy", b"x")]:
                     info = tarfile.TarInfo(f"{prefix}{key}.{name}")
                     info.size = len(content)
                     out.addfile(info, io.BytesIO(content))
@@ -59,7 +64,8 @@ def mutate_tar(draw: random.Random, content: bytes) -> bytes:
                                                          b"S", b"g", b"x", b"X", b"V", b"\xff")))
                 case 2:
                     name = draw.choice((b"../a.png", b"/a.png", b"0.png", b"1.cls", b"a.b.png", b"\xff\xfe", b"",
-                                        b"\x1b[2J.png"))
+                                        b"\x1b[2J.png", b"0.jpg", b"1.txt", b"2.json", b"._0.png", b"a/.b/0.png",
+                                        b"."))
                     block = put(block, 0, name.ljust(draw.choice((1, 100)), b"\0"))
                 case 3:
                     place = draw.choice((100, 108, 116, 136, 157, 257, 263, 329, 345, 386))
@@ -81,29 +87,34 @@ def mutate_tar(draw: random.Random, content: bytes) -> bytes:
                     continue
             content = content[:at] + sealed(block) + content[at + 512:]
     packed = draw.random()
-    if packed < 0.15:
-        content = gzip.compress(content, 1, mtime=0)
-        if packed < 0.07:
+    if packed < 0.2:
+        content = gzip.compress(content, 1, mtime=0) if packed < 0.1 else lzma.compress(content, preset=0)
+        if draw.random() < 0.5:
             content = bytewise(draw, content, content)
     return content
 
 
 def tar_reader(path: Path) -> READ:
     """Past the header: the first member's header was parsed, its checksum being right."""
-    passed, original = [], webdataset.opened
+    passed, original = [], samples.opened
 
     @contextmanager
     def opened(file):
         with original(file) as archive:
             passed.append(file)
             yield archive
-    webdataset.opened = opened
+    samples.opened = opened
 
     def read(content: bytes, past: list) -> None:
         (path / "x.tar").write_bytes(content)
         passed.clear()
         try:
-            check_splits(webdataset.read(path / "x.tar", 8))
+            source = webdataset.read([path / "x.tar"], 8, test_fraction=0)
+            for split in source.splits:
+                for _ in split.batches():
+                    pass
+            source.report.check(source.name)
+            check_splits(source)
         finally:
             past += passed[:1]
     return read

@@ -128,7 +128,7 @@ def test_old_sets_that_nobody_touched_are_as_they_must_be(preparing):
 def test_a_new_set_beside_old_ones_is_found(preparing):
     subject = preparing.subject
     found = after_kill(subject, lambda: put(subject, "train", *subject.images["new"]["train"]))
-    assert found[0] == "(b) test and extra old, train new, and all open"
+    assert found[0] == "(b) unlabeled and test and extra old, train new, and all open"
     assert found[1].startswith("(c)")
 
 

@@ -169,7 +169,7 @@ def test_held_out(tmp_path, command):
     status, _, err = run(command, tmp_path / "x.npz", tmp_path)
     assert status == 2
     assert "--test-fraction 0.2" in err
-    assert "0 15, 1 15" in err
+    assert "0: 15, 1: 15" in err
     assert run(command, tmp_path / "x.npz", tmp_path, "--test-fraction", "0.2")[0] == 0
     (train, of_train), (test, of_test), (rest, _) = (contents(tmp_path / "s" / name)
                                                      for name in ("train", "test", "unlabeled"))
@@ -217,10 +217,10 @@ def field_files(tmp_path_factory) -> dict:
 
 @pytest.mark.parametrize(("name", "classes", "said"), [
     ("float01", "012", "x_train: float32 in [0, 1] taken as 8 bits"),
-    ("float255", "012", "x_test: float32 in [0, 255] taken as 8 bits"), ("onehot", "012", "x_train: 0 8, 1 8, 2 8"),
-    ("floatlabels", "012", "x_train: 0 8, 1 8, 2 8"), ("names", ("cat", "dog", "owl"), "cat 8, dog 8, owl 8"),
-    ("capital", "012", "X_train: 0 8"), ("xy", "012", "test set: none"), ("fromone", "123", "1 8, 2 8, 3 8"),
-    ("minusone", "012", "unlabeled: 12 images (x_train 12)"), ("semi", "012", "unlabeled: 9 images (x_unlabeled 9)"),
+    ("float255", "012", "x_test: float32 in [0, 255] taken as 8 bits"), ("onehot", "012", "x_train: 0: 8, 1: 8, 2: 8"),
+    ("floatlabels", "012", "x_train: 0: 8, 1: 8, 2: 8"), ("names", ("cat", "dog", "owl"), "cat 8, dog 8, owl 8"),
+    ("capital", "012", "X_train: 0: 8"), ("xy", "012", "test set: none"), ("fromone", "123", "1: 8, 2: 8, 3: 8"),
+    ("minusone", "012", "unlabeled: 12 images (x_train)"), ("semi", "012", "unlabeled: 9 images (x_unlabeled)"),
     ("medmnist", "012", "val_images, since test_images is the test set")])
 def test_files_as_people_have_them(tmp_path, command, field_files, name, classes, said):
     x, y, test, truth = (field_files[one] for one in ("x", "y", "test", "truth"))

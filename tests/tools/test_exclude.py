@@ -55,8 +55,8 @@ def test_labels_stay_with_their_images(evaluated, tmp_path, command):
     path, theirs = evaluated
     images = np.concatenate([random_images(4, 8, seed=5), theirs[:2], random_images(4, 8, seed=6)])
     np.savez(tmp_path / "data.npz", images=images, labels=np.arange(10) % 3)
-    assert command(prepare.main, "numpy", "--source", tmp_path / "data.npz", "--out", tmp_path / "e", "--exclude",
-                   path)[0] == 0
+    assert command(prepare.main, "numpy", "--source", tmp_path / "data.npz", "--out", tmp_path / "e",
+                   "--test-fraction", "0", "--exclude", path)[0] == 0
     assert ShardSet(tmp_path / "e" / "train").labels.tolist() == [0, 1, 2, 0, 0, 1, 2, 0]
 
 

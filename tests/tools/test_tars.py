@@ -1,7 +1,9 @@
 """Hostile tars: what they claim takes no memory and no time, and nothing in them is left out in silence."""
 
+import bz2
 import gzip
 import io
+import lzma
 import os
 import re
 import tarfile
@@ -11,7 +13,7 @@ import pytest
 from pipelines.common.errors import DataError
 from tests.conftest import random_images
 from tests.tools.test_webdataset import png, write_tar
-from tools.sources import cifar, webdataset
+from tools.sources import cifar, tars, webdataset
 
 IMAGE = png(random_images(1, 8)[0])
 END = bytes(1024)
@@ -41,7 +43,7 @@ def pax(kind: bytes = tarfile.XHDTYPE, **records: str) -> bytes:
 
 
 def read_whole(path) -> None:
-    for split in webdataset.read(path, 8).splits:
+    for split in webdataset.read([path], 8, test_fraction=0).splits:
         for _ in split.batches():
             pass
 
@@ -52,7 +54,7 @@ SPARSE = {"GNU__sparse__major": "1", "GNU__sparse__minor": "0", "GNU__sparse__re
 @pytest.mark.parametrize(("content", "message"), [
     (header(size=10**12) + IMAGE, "not a readable tar"), (header(size=2**70) + IMAGE, "not a readable tar"),
     (header(size=10**12) + IMAGE + END, "not a readable tar"),
-    (header("a.cls", 33) + bytes(512) + END, "33 bytes found, expected at most 32"),
+    (header("a.cls", 1025) + bytes(1536) + member() + END, "more than 1,024 bytes found, expected a class's number"),
     (header(size=-512) + END, "a header of -512 bytes"), (header(size=-10**6) + END, "a header of -1,000,000 bytes"),
     (pax(size="-512") + member() + END, "x.tar"), (pax(size="-10240") + member() + END, "x.tar"),
     (pax(size="9" * 5000) + member() + END, "not a readable tar"),
@@ -70,10 +72,11 @@ SPARSE = {"GNU__sparse__major": "1", "GNU__sparse__minor": "0", "GNU__sparse__re
     *[(header("a.png", kind=kind, linkname="/etc/passwd") + END, "'a.png' is a link, a device")
       for kind in (tarfile.SYMTYPE, tarfile.LNKTYPE, tarfile.CHRTYPE, tarfile.BLKTYPE, tarfile.FIFOTYPE)]],
     ids=lambda value: value if isinstance(value, str) else "")
-@pytest.mark.parametrize("form", ["tar", "tar.gz"])
-def test_headers_that_lie(tmp_path, frugal, content, message, form):
+@pytest.mark.parametrize(("form", "pack"), [("tar", bytes), ("tar.gz", lambda content: gzip.compress(content, 1)),
+                                            ("tar.xz", lambda content: lzma.compress(content, preset=0))])
+def test_headers_that_lie(tmp_path, frugal, content, message, form, pack):
     path = tmp_path / f"x.{form}"
-    path.write_bytes(gzip.compress(content, 1) if form == "tar.gz" else content)
+    path.write_bytes(pack(content))
     for read in (read_whole, cifar.read10):
         with frugal(), pytest.raises(DataError, match=r"x\.tar") as refused:
             read(path)
@@ -94,24 +97,28 @@ def bomb(path, head: bytes, size: int) -> None:
 def test_an_extension_that_inflates(tmp_path, frugal, kind):
     bomb(tmp_path / "x.tar.gz", header("pax", 2**29, kind), 2**29)
     with frugal(), pytest.raises(DataError, match="a header of 536,870,912 bytes"):
-        webdataset.read(tmp_path / "x.tar.gz", 8)
+        webdataset.read([tmp_path / "x.tar.gz"], 8)
 
 
 def test_images_that_inflate(tmp_path, frugal):
-    """Each as large as one may be, none an image: no chunk of them is collected before the first is looked at."""
+    """Each as large as one may be, none an image: no more than three are held."""
     with gzip.open(tmp_path / "x.tar.gz", "wb", 1) as file:
         for number in range(6):
             file.write(header(f"{number}.png", 2**26))
             for _ in range(2**6):
                 file.write(bytes(2**20))
         file.write(END)
-    (split,) = webdataset.read(tmp_path / "x.tar.gz", 8).splits
-    with frugal(150), pytest.raises(DataError, match="0: unreadable image"):
-        next(split.batches())
-    bomb(tmp_path / "y.tar.gz", header("a.png", 2**28 + 1), 2**28 + 2**20)
-    (split,) = webdataset.read(tmp_path / "y.tar.gz", 8).splits
-    with frugal(), pytest.raises(DataError, match="268,435,457 bytes found, expected at most 268,435,456"):
-        next(split.batches())
+    source = webdataset.read([tmp_path / "x.tar.gz"], 8)
+    with frugal(290):  # two decoded, one being read
+        assert list(source.splits[0].batches()) == []
+    with pytest.raises(DataError, match=r"6 damaged images: x\.tar\.gz:0 \(no image that is read here"):
+        source.report.check("x")
+    bomb(tmp_path / "y.tar.gz", header("a.png", 2**26 + 1), 2**26 + 2**20)
+    source = webdataset.read([tmp_path / "y.tar.gz"], 8)
+    with frugal():
+        assert list(source.splits[0].batches()) == []
+    with pytest.raises(DataError, match=r"y\.tar\.gz:a\.png \(67,108,865 bytes found, expected at most 67,108,864\)"):
+        source.report.check("y")
 
 
 def test_global_headers_and_members_are_not_collected(tmp_path, frugal):
@@ -142,7 +149,7 @@ def test_a_pipe_is_not_waited_for(tmp_path, frugal):
     (tmp_path / "c").mkdir()
     for name in ("data_batch_1", "batches.meta"):
         os.mkfifo(tmp_path / "c" / name)
-    for read in (lambda path: webdataset.read(path, 8), cifar.read10):
+    for read in (lambda path: webdataset.read([path], 8), cifar.read10):
         for path in (tmp_path / "x.tar", tmp_path, tmp_path / "c"):
             with frugal(), pytest.raises(DataError):
                 read(path)
@@ -158,6 +165,54 @@ def test_what_is_no_damage_is_read(tmp_path):
             info = tarfile.TarInfo(f"./{'long/' * 60}{number}.png")
             info.size, info.pax_headers = len(IMAGE), {"SCHILY.xattr.user.x": "x" * 5000, "mtime": "1.5"}
             archive.addfile(info, io.BytesIO(IMAGE))
-    (split,) = webdataset.read(tmp_path / "x.tar", 8).splits
+    (split,) = webdataset.read([tmp_path / "x.tar"], 8).splits
     assert split.num_images == 3
     read_whole(tmp_path / "x.tar")
+
+
+@pytest.mark.parametrize("pack", [gzip.compress, bz2.compress, lzma.compress])
+def test_packed_in_several_streams(tmp_path, pack):
+    """As parallel packers write, with zeros between those of xz; plain tars are the second route."""
+    content = b"".join(member(f"{number}.png") for number in range(40)) + END
+    between = bytes(8) if pack is lzma.compress else b""
+    path = tmp_path / "x.tar"
+    path.write_bytes(between.join(pack(content[start:start + 700]) for start in range(0, len(content), 700)) + between)
+    with tars.opened(path) as archive:
+        found = [(one.name, tars.content(archive, one, "x", 2**20)) for one in tars.members(archive, path)]
+    assert found == [(f"{number}.png", IMAGE) for number in range(40)]
+
+
+@pytest.mark.parametrize("pack", [gzip.compress, bz2.compress, lzma.compress])
+def test_every_cut_of_a_packed_tar_is_refused(tmp_path, frugal, pack):
+    content = pack(member() + member("b.png") + END)
+    for end in range(1, len(content), 7):
+        (tmp_path / "x.tar").write_bytes(content[:end])
+        with pytest.raises(DataError, match=r"x\.tar: not a readable tar"):
+            read_whole(tmp_path / "x.tar")
+
+
+def test_xz_takes_no_more_memory_than_it_is_given(tmp_path, frugal):
+    """A window of 1 GiB that zeros would fill, which few bytes ask for."""
+    packer = lzma.LZMACompressor(filters=[{"id": lzma.FILTER_LZMA2, "dict_size": 2**27, "preset": 0}])
+    content = packer.compress(header("a.json", 2**28))
+    for _ in range(2**8):
+        content += packer.compress(bytes(2**20))
+    (tmp_path / "x.tar.xz").write_bytes(content + packer.flush())
+    with frugal(), pytest.raises(DataError, match=r"x\.tar\.xz: not a readable tar archive \(Memory usage limit"):
+        read_whole(tmp_path / "x.tar.xz")
+    head = member("a.cls", b"1") + member() + header("b.json", 2**28)
+    (tmp_path / "y.tar.xz").write_bytes(lzma.compress(head + bytes(2**28) + END, preset=0))
+    with frugal(), pytest.raises(DataError, match="a single class"):
+        read_whole(tmp_path / "y.tar.xz")
+
+
+def test_going_back_in_xz_unpacks_again(tmp_path):
+    content = random_images(1, 128).tobytes()
+    (tmp_path / "x").write_bytes(lzma.compress(content))
+    with open(tmp_path / "x", "rb") as file:
+        stream = tars.Unxz(file)
+        for place in (0, 40_000, 10, 49_000, 49_000, 0):
+            assert stream.seek(place) == place
+            assert stream.read(100) == content[place:place + 100]
+        assert stream.seek(60_000) == len(content)
+        assert stream.read(1) == b""

@@ -25,6 +25,7 @@ DEFAULT_SIZE = 32
 CHUNK = 256  # images decoded at a time, or fewer where they or their files take
 CHUNK_BYTES = 2**26
 MAX_FILE_BYTES = 2**28
+MAX_MEMBER_BYTES = 2**26  # of an image in an archive, which is held until it is decoded
 MAX_PIXELS = 2**26  # 8192×8192; Pillow warns above 89 million, raises above 179 million, and decodes up to there
 STRIP_PIXELS = 2**20  # that become RGB at a time
 MANY_PIXELS = 2**24  # of an image for which the others wait
@@ -82,7 +83,7 @@ def _chunks(items: Iterator[Item], size: int) -> Iterator[list[Item]]:
     for item in items:
         chunk.append(item)
         held += len(item.file) if isinstance(item.file, bytes) else 0
-        if len(chunk) == most or held >= CHUNK_BYTES:
+        if len(chunk) == most or held >= MAX_MEMBER_BYTES // 2:
             yield chunk
             chunk, held = [], 0
     if chunk:
@@ -92,11 +93,11 @@ def _chunks(items: Iterator[Item], size: int) -> Iterator[list[Item]]:
 def _collected(chunk: list[tuple[Item, Future]], report: Report) -> Batches:
     found, labels = [], []
     for item, future in chunk:
-        try:
-            pixels, brightest, frames = future.result()
-        except Damaged as error:
+        error = future.exception()
+        if isinstance(error, Damaged):  # not raised: its traceback would hold the chunk
             report.damaged(error.name, error.why)
             continue
+        pixels, brightest, frames = future.result()
         found.append(pixels)
         labels.append(item.label)
         if brightest is not None:
@@ -134,7 +135,7 @@ def _decode(file: Path | bytes, size: int, name: str) -> Decoded:
                 error, PermissionError | FileNotFoundError):
             raise  # the disk's, or for want of file descriptors: the image may be sound
         why = error.strerror if isinstance(error, OSError) and error.strerror else reason(error)
-        raise Damaged(name, why.removeprefix(f"{file}: ")) from None
+        raise Damaged(name, why if isinstance(file, bytes) else why.removeprefix(f"{file}: ")) from None
 
 
 def _read(stream: io.BufferedIOBase, size: int) -> Decoded:

@@ -2,8 +2,7 @@
 
 from pipelines.common.errors import DataError
 
-NAMES = 1000  # of a kind that are kept, for the manifest
-DAMAGED_NAMES = 20_000
+NAMES, ALL_NAMES, DAMAGED_NAMES = 1000, 20_000, 20_000  # that are kept for the manifest: of a kind, in all, of damaged
 KINDS = 1000  # that are told apart
 SHOWN_KINDS, SHOWN_NAMES, SHOWN_DAMAGED = 8, 6, 20  # in a line
 OTHERS = "others"
@@ -46,6 +45,7 @@ class Report:
         self.skip_damaged = skip_damaged
         self._left_out: dict[str, dict[str, Tally]] = {}
         self._damaged = Tally(DAMAGED_NAMES)
+        self._names = 0  # kept
         self._hints: list[str] = []
         self._deep = 0  # images of 16 bits
         self._brightest = 0
@@ -69,7 +69,10 @@ class Report:
         kinds = self._left_out.setdefault(group, {})
         if kind not in kinds and len(kinds) >= KINDS:
             kind = OTHERS
-        kinds.setdefault(kind, Tally()).add(name, count)
+        tally = kinds.setdefault(kind, Tally())
+        before = len(tally.names)
+        tally.add(name if self._names < ALL_NAMES else None, count)
+        self._names += len(tally.names) - before
 
     def hint(self, line: str) -> None:
         """Add to the line of what was left out, once, how to have it taken."""

@@ -1,18 +1,25 @@
 """Tar archives that may be damaged or hostile: their members one by one, to their true end."""
 
+import io
+import lzma
 import tarfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import BinaryIO
 
 from pipelines.common.errors import DataError, damage, shown
 from pipelines.common.reading import open_regular
 
 MAX_EXTENSION_BYTES = 2**14  # of a header's extension (a long name, pax records), which tarfile reads whole
+MAX_XZ_MEMORY = 2**27  # that unpacking may take; xz -9 needs 65 MiB
+XZ_PIECE = 2**16
 EXTENSIONS = (tarfile.GNUTYPE_LONGNAME, tarfile.GNUTYPE_LONGLINK, tarfile.XHDTYPE, tarfile.XGLTYPE,
               tarfile.SOLARIS_XHDTYPE)
 
 VOLUME_LABEL = b"V"  # of GNU tar
+XZ = b"\xfd7zXZ\0"
+MODES = {b"\x1f\x8b": "r:gz", b"BZh": "r:bz2"}  # by a file's first bytes
 
 
 class Hostile(tarfile.TarError):
@@ -36,12 +43,69 @@ class Header(tarfile.TarInfo):
         raise Hostile("a sparse file found, expected plain ones")
 
 
+class Unxz(io.RawIOBase):
+    """What an .xz file unpacks to, in ``MAX_XZ_MEMORY``: the standard library's takes what the file asks for."""
+
+    def __init__(self, file: BinaryIO):
+        self._file = file
+        self._rewind()
+
+    def _rewind(self) -> None:
+        self._file.seek(0)
+        self._position, self._packed, self._unpacking = 0, b"", None
+
+    def readable(self) -> bool:
+        """Always."""
+        return True
+
+    def seekable(self) -> bool:
+        """By unpacking: what lies between, or from the beginning."""
+        return True
+
+    def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
+        """To a place counted from the beginning or from here, at most to the end."""
+        target = offset + (self._position if whence == io.SEEK_CUR else 0)
+        if target < self._position:
+            self._rewind()
+        while self._position < target and self.read(min(XZ_PIECE, target - self._position)):
+            pass
+        return self._position
+
+    def readinto(self, buffer: memoryview) -> int:
+        """Raises lzma.LZMAError where it is damaged or would take more memory, EOFError where it is cut off."""
+        while True:
+            if self._unpacking is not None and not self._unpacking.needs_input:
+                piece = b""
+            elif not (piece := self._packed or self._file.read(XZ_PIECE)):
+                if self._unpacking is None:
+                    return 0
+                raise EOFError("ends early; copy or download it again")
+            self._packed = b""
+            if self._unpacking is None:  # before a stream, of which there may be several, with zeros between them
+                if not (piece := piece.lstrip(b"\0")):
+                    continue
+                self._unpacking = lzma.LZMADecompressor(lzma.FORMAT_XZ, memlimit=MAX_XZ_MEMORY)
+            found = self._unpacking.decompress(piece, len(buffer))
+            if self._unpacking.eof:
+                self._packed, self._unpacking = self._unpacking.unused_data, None
+            if found:
+                buffer[:len(found)] = found
+                self._position += len(found)
+                return len(found)
+
+
 @contextmanager
 def opened(path: Path) -> Iterator[tarfile.TarFile]:
-    """Open a tar, compressed or not; DataError naming it for whatever is wrong with it, also while it is read."""
-    with damage(f"{path}: not a readable tar archive"), open_regular(path) as file, \
-            tarfile.open(fileobj=file, tarinfo=Header) as archive:
-        yield archive
+    """Open a tar, plain or packed by gzip, bzip2 or xz; DataError naming it for whatever is wrong with it, also while
+    it is read.
+    """
+    with damage(f"{path}: not a readable tar archive"), open_regular(path) as file:
+        start = file.read(len(XZ))
+        file.seek(0)
+        mode = next((mode for magic, mode in MODES.items() if start.startswith(magic)), "r:")
+        stream = io.BufferedReader(Unxz(file), XZ_PIECE) if start == XZ else file
+        with tarfile.open(fileobj=stream, mode=mode, tarinfo=Header) as archive:
+            yield archive
 
 
 def members(archive: tarfile.TarFile, path: Path) -> Iterator[tarfile.TarInfo]:

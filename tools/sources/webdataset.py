@@ -1,123 +1,192 @@
-"""WebDataset tars: in each sample an image and, where there are labels, a ``cls`` file with its class number."""
+"""WebDataset tars: in each sample an image and, where there are labels, a cls, json or txt with its class."""
 
-import re
-from collections.abc import Iterator
-from dataclasses import dataclass
+import zlib
+from array import array
+from collections.abc import Iterator, Sequence
+from itertools import chain
 from pathlib import Path
 
-from pipelines.common.errors import DataError, shown
-from pipelines.shards.manifest import MAX_CLASSES
+import numpy as np
+from tqdm import tqdm
+
+from pipelines.common.errors import DataError, UsageError
+from pipelines.common.progress import progress_bar
+from pipelines.common.words import short
 from tools.sources import Source, Split
-from tools.sources.images import EXTENSIONS, MAX_FILE_BYTES, RESIZED, TEST_NAMES, Item, decoded
-from tools.sources.tars import content, members, opened
-
-MAX_LABEL_BYTES = 32
-SUFFIXES = (".tar", ".tar.gz", ".tgz")
-
-
-@dataclass(frozen=True)
-class Contents:
-    """What a first pass over the tars found: samples, and the number of classes; 0 where there are no labels."""
-
-    samples: int
-    classes: int
+from tools.sources.images import RESIZED, Item, decoded
+from tools.sources.report import IMAGES, Report
+from tools.sources.sample_labels import Labels
+from tools.sources.samples import Samples
+from tools.sources.splits import Part, assemble
+from tools.sources.tar_paths import TEST, TRAIN, UNLABELED, VAL, Tar, find_tars, place
 
 
-def read(path: Path, size: int) -> Source:
+def read(paths: Sequence[Path], size: int, *, unlabeled: bool = False, label_key: str | None = None,
+         image_key: str | None = None, test_fraction: float | None = None, skip_damaged: bool = False) -> Source:
     """Recognise tars of samples; images are decoded when the splits are iterated.
 
-    A first pass reads the headers and the labels; memory is that of a chunk of images.
+    A first pass reads the headers and the labels. A sample's label is its cls, else its json, or a field of it, else
+    its txt; samples without one are unlabeled. See ``find_tars`` for the splits, ``Samples`` for the images.
+
+    Memory: four bytes a sample, each label once, and two chunks of decoded images.
 
     Args:
-        path: one tar (a training set); a folder with ``train/*.tar`` and ``test/*.tar`` (or ``val``); or a folder of
-            tars, of which those with ``test`` or ``val`` as a word in their name are the test set.
+        paths: tars, folders of them, or patterns.
         size: height and width of the prepared images, in pixels.
+        unlabeled: take every image, of whatever split, as unlabeled.
+        label_key: what has the labels: cls, txt, or json; else a field of the json, where dots descend.
+        image_key: of a sample's images the one to take, by what follows the first dot: ``jpg``, ``left.png``.
+        test_fraction, skip_damaged: see ``tools.sources.folder.read``.
 
     Raises:
-        DataError: no tars, a damaged one, samples without an image, or labels on some samples only.
+        DataError: no tars, a damaged one, samples without an image or whose files lie apart, what can be no label, a
+            class in the test set that the training images lack.
+        UsageError: no test set, and no ``test_fraction``; captions instead of labels; labels or images of several
+            kinds, of which none is named.
     """
-    tars = _find(path)
-    contents = {split: _scan(files) for split, files in tars.items()}
-    count = contents["train"].classes
-    for split, found in contents.items():
-        if (found.classes == 0) != (count == 0) or found.classes > count:
-            raise DataError(f"{tars[split][0].parent}: classes up to {found.classes - 1} in {split}, up to {count - 1} "
-                            f"in train; expected the same, or none in both")
-    classes = tuple(map(str, range(count))) or None
-    splits = tuple(Split(split, contents[split].samples,
-                         lambda files=files: decoded((item for _, item in _samples(files, images=True)), size), classes)
-                   for split, files in tars.items())
-    return Source("folder", (size, size, 3), splits, {"path": str(path.resolve()), "resized": RESIZED.format(size)})
+    if unlabeled and label_key is not None:
+        raise UsageError(f"--label-key: found {label_key!r} with --unlabeled, which takes no labels; choose one")
+    report = Report(skip_damaged)
+    where = str(paths[0]) + (f" and {len(paths) - 1:,} more" if len(paths) > 1 else "")
+    tars = find_tars(paths, report)
+    if unlabeled:
+        tars = {TRAIN: sorted(chain(*tars.values()), key=lambda tar: str(tar.path))}
+    elif TRAIN not in tars and UNLABELED not in tars:
+        only = next(iter(tars))
+        raise DataError(f"{where}: no tars of training samples found, but of {only}: {place(tars[only])}; --unlabeled "
+                        f"takes the images of all")
+    labels = Labels(where, label_key)
+    splits = _Splits(tars, None if unlabeled else labels, image_key, size, report)
+    splits.scan(where)
+    total = sum(map(len, tars.values()))
+    report.note(f"{where}: {total:,} tar{'s' * (total > 1)}, {splits.count:,} samples, "
+                f"{'labels ignored' if unlabeled else labels.note()}")
+    path = [str(path.resolve()) for path in paths]
+    origin = {"path": path[0] if len(path) == 1 else path, "resized": RESIZED.format(size)}
+    origin |= {name: value for name, value in (("test_fraction", test_fraction), ("unlabeled", unlabeled or None),
+                                               ("label_key", label_key), ("image_key", image_key)) if value is not None}
+    return Source("folder", (size, size, 3), splits.assembled(where, labels, test_fraction), origin, report)
 
 
-def _find(path: Path) -> dict[str, list[Path]]:
-    if path.is_file():
-        return {"train": [path]}
-    if (path / "train").is_dir():
-        test = next((path / name for name in TEST_NAMES if (path / name).is_dir()), None)
-        found = {"train": _tars(path / "train"), "test": _tars(test) if test else []}
-    else:
-        every = _tars(path)
-        test = [file for file in every if set(re.split("[^a-z]+", file.name.lower())) & set(TEST_NAMES)]
-        found = {"train": [file for file in every if file not in test], "test": test}
-    if not found["train"]:
-        raise DataError(f"{path}: no tars of training samples found here (*.tar, or train/*.tar)")
-    return {split: files for split, files in found.items() if files}
+class _Tars:
+    """The samples of some tars: counted, with their labels, by the first pass, and decoded by the others."""
+
+    def __init__(self, tars: Sequence[Tar], samples: Samples, size: int, report: Report, bar: tqdm):
+        self._tars, self._samples, self._size, self._report = tars, samples, size, report
+        numbers, self._found = array("i"), []
+        for tar in tars:
+            first, names = len(numbers), 0
+            for key, number in samples.scan(tar):
+                numbers.append(number)
+                names = _hashed(key, names)
+            self._found.append((len(numbers) - first, names))
+            bar.update()
+        self.numbers = np.array(numbers, np.int32)
+        if not len(numbers):
+            raise DataError("; ".join([f"{tars[0].path}: no samples found, expected images and their labels",
+                                       *report.lines()]))
+
+    def part(self, order: np.ndarray | None, place: str) -> Part:
+        """Them, their numbers turned to classes by ``order``, whose last element is −1; None for no labels."""
+        labels = None if order is None else order[self.numbers]
+        return Part(len(self.numbers), labels, lambda mask: decoded(
+            self._items(labels, mask), self._size, self._report), place)
+
+    def _items(self, labels: np.ndarray | None, mask: np.ndarray | None) -> Iterator[Item]:
+        """Those in ``mask``; DataError where a tar has other samples than it had."""
+        end = 0
+        for tar, (count, names) in zip(self._tars, self._found, strict=True):
+            first, end = end, end + count
+            wanted = np.ones(count, bool) if mask is None else mask[first:end]
+            if not wanted.any():
+                continue
+            number, now = 0, 0
+            samples = self._samples.images(tar, lambda number, wanted=wanted: number < len(wanted) and wanted[number])
+            for number, (key, image) in enumerate(samples, 1):
+                now = _hashed(key, now)
+                if image is not None:
+                    yield Item(f"{tar.name}:{key}", image, None if labels is None else int(labels[first + number - 1]))
+            if (number, now) != (count, names):
+                raise DataError(f"{tar.path}: it had {count:,} samples, and now has others; start again when no "
+                                f"program changes it")
 
 
-def _tars(folder: Path) -> list[Path]:
-    return sorted(file for file in folder.glob("*") if file.name.endswith(SUFFIXES)) if folder.is_dir() else []
+class _Splits:
+    """What the tars of each split have, and which of them are used.
 
-
-def _scan(files: list[Path]) -> Contents:
-    samples, classes, first = 0, 0, None
-    for where, item in _samples(files, images=False):
-        first = (item.label is None) if first is None else first
-        if (item.label is None) != first:
-            raise DataError(f"{where}: {'no cls file' if item.label is None else 'a cls file'}, unlike the samples "
-                            f"before it; expected one in all samples or in none")
-        samples += 1
-        classes = max(classes, 0 if item.label is None else item.label + 1)
-    if not samples:
-        raise DataError(f"{files[0]}: no samples found")
-    return Contents(samples, classes)
-
-
-def _samples(files: list[Path], images: bool) -> Iterator[tuple[str, Item]]:
-    """The samples of some tars in order: consecutive members that share their name up to its first dot.
-
-    Without ``images``, contents of images are left out, and what lies between headers is skipped.
+    Args:
+        tars: of each split.
+        labels: reads the labels; None: they are ignored.
+        image_key, size, report: see ``read``.
     """
-    for file in files:
-        with opened(file) as archive:
-            key, image, label = None, None, None
-            for member in members(archive, file):
-                folder, _, name = member.name.rpartition("/")
-                stem, _, extension = name.partition(".")  # ``x.mask.png`` is no image of sample x, but a mask
-                if not stem:  # hidden: macOS writes ._x.jpg beside x.jpg
+
+    def __init__(self, tars: dict[str, list[Tar]], labels: Labels | None, image_key: str | None, size: int,
+                 report: Report):
+        self._tars, self._labels, self._size, self._report = tars, labels, size, report
+        self._place = {split: place(found) for split, found in tars.items()}
+        self._with_labels = Samples(report, labels, image_key)
+        self._without = Samples(report, None, image_key)
+        self._found: dict[str, _Tars] = {}
+        self._test: str | None = None  # which split is the test set
+
+    @property
+    def count(self) -> int:
+        """How many samples there are."""
+        return sum(len(found.numbers) for found in self._found.values())
+
+    def scan(self, where: str) -> None:
+        """The first pass. Labels of val are read only where it may be the test set, lest it add classes."""
+        # The bar shows nothing of what is quick, so that an error is a line alone.
+        with progress_bar(sum(map(len, self._tars.values())), " tars", where, delay=2) as bar:
+            for split in (TRAIN, TEST, VAL, UNLABELED):
+                if split not in self._tars:
                     continue
-                if (folder, stem) != key:
-                    if key is not None:
-                        yield _sample(file, key, image, label)
-                    key, image, label = (folder, stem), None, None
-                where = f"{file}:{member.name}"
-                if f".{extension.lower()}" in EXTENSIONS:
-                    image = content(archive, member, where, MAX_FILE_BYTES) if images else b""
-                elif extension == "cls":
-                    label = _label(content(archive, member, where, MAX_LABEL_BYTES), where)
-            if key is not None:
-                yield _sample(file, key, image, label)
+                ignored = split == UNLABELED or self._test is not None
+                found = self._found[split] = _Tars(
+                    self._tars[split], self._without if ignored else self._with_labels, self._size, self._report, bar)
+                if split == TRAIN and self._labels:
+                    self._labels.check()
+                elif split != TRAIN and (found.numbers >= 0).any():
+                    self._test = split
+
+    def assembled(self, where: str, labels: Labels, fraction: float | None) -> tuple[Split, ...]:
+        """See ``assemble``."""
+        names, order = labels.vocabulary.classes()
+        order = np.append(order, -1).astype(np.int32)
+        more = self._more()
+        here = self._place.get(TRAIN, "") if len(self._place) > 1 else ""
+        train = self._found[TRAIN].part(order, here) if TRAIN in self._found else Part(0, None, lambda mask: iter(()))
+        test = self._found[self._test].part(order, self._place[self._test]) if self._test else None
+        counts = np.zeros(0, int) if train.labels is None else np.bincount(
+            train.labels[train.labels >= 0], minlength=len(names))
+        if test and counts.any():
+            _check_classes(test, names, counts)
+        hint = "; if its images are unlabeled: --unlabeled" if np.count_nonzero(counts) == 1 else ""
+        return assemble(where, names, train, test, more, fraction, self._report, hint)
+
+    def _more(self) -> list[Part]:
+        """Unlabeled images beside the training set; those of test sets that are not used are left out."""
+        more = []
+        for split in (TEST, VAL, UNLABELED):
+            if split not in self._found or split == self._test:
+                continue
+            if split == UNLABELED or (split == TEST and self._test == VAL):
+                more.append(self._found[split].part(None, self._place[split]))
+            else:
+                why = f"since {self._place[TEST]} is the test set" if self._test else "which has no labels"
+                self._report.leave_out(IMAGES, f"{self._place[split]}, {why}", count=len(self._found[split].numbers))
+        return more
 
 
-def _sample(file: Path, key: tuple[str, str], image: bytes | None, label: int | None) -> tuple[str, Item]:
-    where = f"{file}:{'/'.join(filter(None, key))}"
-    if image is None:
-        raise DataError(f"{where}: a sample without an image")
-    return where, Item(where, image, label)
+def _check_classes(test: Part, names: Sequence[str], counts: np.ndarray) -> None:
+    """Raise DataError for a class of the test set that no training image has."""
+    unknown = [label for label in np.unique(test.labels[test.labels >= 0]) if not counts[label]]
+    if unknown:
+        known = [name for name, count in zip(names, counts, strict=True) if count]
+        raise DataError(f"{test.place}: class {short(names[unknown[0]])} not found among the training images, which "
+                        f"have {', '.join(map(short, known[:10]))}{', …' * (len(known) > 10)}")
 
 
-def _label(content: bytes, where: str) -> int:
-    text = content.decode("ascii", "replace").strip()
-    if not text.isdecimal() or int(text) >= MAX_CLASSES:
-        raise DataError(f"{where}: {shown(text)} found, expected a class number")
-    return int(text)
+def _hashed(key: str, before: int) -> int:
+    """A checksum of samples' names so far."""
+    return zlib.crc32(key.encode("utf-8", "surrogateescape"), before)
