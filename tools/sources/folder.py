@@ -37,7 +37,7 @@ def read(path: Path, size: int, *, unlabeled: bool = False, classes: Sequence[st
     below ``unlabeled/`` there or beside ``train/``, are unlabeled. ``test/`` is the test set, else ``val/``; a
     ``test/`` without class folders beside a ``val/`` with them is unlabeled.
 
-    Memory: the file names of the folders down to one, a label an image, and two chunks of decoded images.
+    Memory: the file names of the folders down to one, a label an image, and a few chunks of images.
 
     Args:
         path: the folder.

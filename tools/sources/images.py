@@ -1,13 +1,9 @@
-"""Image files of any kind to uint8 squares: decoded in parallel, upright, RGB, resized with antialiasing."""
+"""An image file of any kind to a uint8 square: upright, RGB, resized with antialiasing."""
 
 import io
 import logging
-import os
 import threading
 import warnings
-from collections import deque
-from collections.abc import Iterable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import nullcontext
 from pathlib import Path
 from typing import NamedTuple
@@ -17,13 +13,9 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 
 from pipelines.common.errors import DataError, reason
 from pipelines.common.reading import open_regular
-from tools.sources import Batches
-from tools.sources.report import FRAMES, Report
 
 FORMATS = ("PNG", "JPEG", "BMP", "DIB", "GIF", "WEBP", "AVIF", "TIFF", "PPM")  # Pillow has others that start programs
 DEFAULT_SIZE = 32
-CHUNK = 256  # images decoded at a time, or fewer where they or their files take
-CHUNK_BYTES = 2**26
 MAX_FILE_BYTES = 2**28
 MAX_MEMBER_BYTES = 2**26  # of an image in an archive, which is held until it is decoded
 MAX_PIXELS = 2**26  # 8192×8192; Pillow warns above 89 million, raises above 179 million, and decodes up to there
@@ -34,14 +26,6 @@ RESIZED = "centre square, {0}×{0}, bicubic with antialiasing"
 TO_8_BITS = "an array x of them becomes 8 bits by (255 * (x - x.min()) / (x.max() - x.min())).astype('uint8')"
 warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # ``load_image`` refuses, in one line
 logging.getLogger("PIL").addHandler(logging.NullHandler())  # what it logs of a damaged file, it raises as well
-
-
-class Item(NamedTuple):
-    """One image to decode: its name, for messages; its file, or its content; its label, if any."""
-
-    name: str
-    file: Path | bytes
-    label: int | None
 
 
 class Damaged(DataError):
@@ -60,54 +44,6 @@ class Decoded(NamedTuple):
     frames: bool
 
 
-def decoded(items: Iterable[Item], size: int, report: Report) -> Batches:
-    """Decode images chunk by chunk on all cores: uint8 (n, size, size, 3), and labels (n,) or None.
-
-    While one chunk is taken, the next is in the making. Images that cannot be decoded are left out, and in ``report``.
-    """
-    chunks: deque[list[tuple[Item, Future]]] = deque()
-    with ThreadPoolExecutor(len(os.sched_getaffinity(0))) as pool:  # Pillow decodes outside Python's lock
-        try:
-            for chunk in _chunks(iter(items), size):
-                chunks.append([(item, pool.submit(_decode, item.file, size, item.name)) for item in chunk])
-                if len(chunks) > 1:
-                    yield from _collected(chunks.popleft(), report)
-            while chunks:
-                yield from _collected(chunks.popleft(), report)
-        finally:
-            pool.shutdown(wait=True, cancel_futures=True)
-
-
-def _chunks(items: Iterator[Item], size: int) -> Iterator[list[Item]]:
-    most, chunk, held = max(1, min(CHUNK, CHUNK_BYTES // (3 * size * size))), [], 0
-    for item in items:
-        chunk.append(item)
-        held += len(item.file) if isinstance(item.file, bytes) else 0
-        if len(chunk) == most or held >= MAX_MEMBER_BYTES // 2:
-            yield chunk
-            chunk, held = [], 0
-    if chunk:
-        yield chunk
-
-
-def _collected(chunk: list[tuple[Item, Future]], report: Report) -> Batches:
-    found, labels = [], []
-    for item, future in chunk:
-        error = future.exception()
-        if isinstance(error, Damaged):  # not raised: its traceback would hold the chunk
-            report.damaged(error.name, error.why)
-            continue
-        pixels, brightest, frames = future.result()
-        found.append(pixels)
-        labels.append(item.label)
-        if brightest is not None:
-            report.deep(brightest)
-        if frames:
-            report.leave_out(FRAMES, "frames, pages or previews behind the first", item.name)
-    if found:
-        yield np.stack(found), None if labels[0] is None else np.array(labels)
-
-
 def load_image(file: Path | bytes, size: int, name: str | None = None) -> np.ndarray:
     """Decode one image to uint8 (size, size, 3): upright by EXIF, its centre square, resized with antialiasing.
 
@@ -118,14 +54,15 @@ def load_image(file: Path | bytes, size: int, name: str | None = None) -> np.nda
         DataError: it cannot be decoded, its pixels have 32 bits or, before it is decoded, it says that it has more than
             ``MAX_PIXELS``. The message begins with ``name``.
     """
-    return _decode(file, size, name or str(file)).pixels
+    return decode(file, size, name or str(file)).pixels
 
 
-def _decode(file: Path | bytes, size: int, name: str) -> Decoded:
+def decode(file: Path | bytes, size: int, name: str, most: int | None = None) -> Decoded | None:
+    """As ``load_image``; None for an image of more than ``most`` pixels, which is not decoded."""
     try:
         with io.BytesIO(file) if isinstance(file, bytes) else open_regular(file, MAX_FILE_BYTES) as stream:
             try:
-                return _read(stream, size)
+                return _read(stream, size, most)
             except UnidentifiedImageError:
                 raise ValueError(_what_it_is(stream)) from None
     except MemoryError:
@@ -138,13 +75,15 @@ def _decode(file: Path | bytes, size: int, name: str) -> Decoded:
         raise Damaged(name, why if isinstance(file, bytes) else why.removeprefix(f"{file}: ")) from None
 
 
-def _read(stream: io.BufferedIOBase, size: int) -> Decoded:
+def _read(stream: io.BufferedIOBase, size: int, most: int | None) -> Decoded | None:
     with Image.open(stream, formats=FORMATS) as image:
         pixels, brightest = image.width * image.height, None
         if pixels > MAX_PIXELS:
             raise ValueError(f"{image.width}×{image.height} found, expected at most {MAX_PIXELS:,} pixels")
         if image.mode == "F" or (image.mode == "I" and image.format not in ("PPM", "PNG")):
             raise ValueError(f"32-bit {'float' if image.mode == 'F' else 'integer'} pixels; {TO_8_BITS}")
+        if most is not None and pixels > most:
+            return None
         with LARGE if pixels > MANY_PIXELS else nullcontext():
             image.draft("RGB", (2 * size, 2 * size))  # lets JPEG decode at a fraction; a no-op elsewhere
             frames = bool(image.tag_v2.next if image.format == "TIFF" else getattr(image, "is_animated", False))

@@ -11,9 +11,10 @@ import numpy as np
 from pipelines.common.errors import DataError, UsageError, shown
 from pipelines.common.reading import open_regular
 from tools.sources import Source
+from tools.sources.decoding import Item, decoded
 from tools.sources.files import ImageFiles
 from tools.sources.folder import check_folder
-from tools.sources.images import RESIZED, Item, decoded
+from tools.sources.images import RESIZED
 from tools.sources.report import IMAGES, ROWS, Report
 from tools.sources.splits import TEST_NAMES, TRAIN_NAMES, VAL_NAMES, Part, Vocabulary, assemble
 from tools.sources.walk import images_below

@@ -12,7 +12,8 @@ from pipelines.common.errors import DataError, damage, reason, shown
 from pipelines.common.reading import open_regular
 from pipelines.shards.manifest import MAX_CLASSES
 from tools.sources import Source
-from tools.sources.images import RESIZED, Damaged, Item, decoded
+from tools.sources.decoding import Item, decoded
+from tools.sources.images import RESIZED, Damaged
 from tools.sources.report import FILES, FOLDERS, IMAGES, Report
 from tools.sources.splits import Part, assemble
 from tools.sources.walk import (

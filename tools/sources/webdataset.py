@@ -13,7 +13,8 @@ from pipelines.common.errors import DataError, UsageError
 from pipelines.common.progress import progress_bar
 from pipelines.common.words import short
 from tools.sources import Source, Split
-from tools.sources.images import RESIZED, Item, decoded
+from tools.sources.decoding import Item, decoded
+from tools.sources.images import RESIZED
 from tools.sources.report import IMAGES, Report
 from tools.sources.sample_labels import Labels
 from tools.sources.samples import Samples
@@ -28,7 +29,7 @@ def read(paths: Sequence[Path], size: int, *, unlabeled: bool = False, label_key
     A first pass reads the headers and the labels. A sample's label is its cls, else its json, or a field of it, else
     its txt; samples without one are unlabeled. See ``find_tars`` for the splits, ``Samples`` for the images.
 
-    Memory: four bytes a sample, each label once, and two chunks of decoded images.
+    Memory: four bytes a sample, each label once, and a few chunks of images.
 
     Args:
         paths: tars, folders of them, or patterns.
