@@ -85,8 +85,8 @@ def resolve(config: Config, train: ShardSet, test: ShardSet | None = None, extra
     device = config.device or ("cuda:0" if torch.cuda.is_available() else "cpu")
     labels = config.labels or len(train)
     if not len(present) <= labels <= len(train):
-        raise UsageError(f"--labels: found {labels:,}, expected {len(present)}, one of each class, to the "
-                         f"{len(train):,} that {train.path} has")
+        raise UsageError(f"--labels: found {labels:,}, expected from {len(present):,}, one of each class, to "
+                         f"{len(train):,}, all of {train.path}")
     if config.eval_images is not None and (test is None or config.eval_images > len(test)):
         raise UsageError(f"--eval-images: found {config.eval_images:,}, but "
                          + ("there is no test set" if test is None else f"{test.path} has {len(test):,}"))

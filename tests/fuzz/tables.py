@@ -8,7 +8,7 @@ from PIL import Image
 
 from tests.fuzz.mutate import bytewise
 from tests.fuzz.target import READ, Target, check_splits
-from tools.sources import labels_csv
+from tools.sources import label_table, labels_csv
 
 FILES = tuple(f"{split}/{i}.png" for split in ("train", "test") for i in range(4))
 
@@ -53,7 +53,7 @@ def mutate_table(draw: random.Random, content: bytes) -> bytes:
 
 def table_reader(path: Path) -> READ:
     """Past the header: both columns were found."""
-    passed, original = [], labels_csv._column
+    passed, original = [], label_table._column
     for number, name in enumerate(FILES):
         (path / "photos" / name).parent.mkdir(parents=True, exist_ok=True)
         Image.fromarray(np.full((4, 4, 3), number, np.uint8)).save(path / "photos" / name)
@@ -62,7 +62,7 @@ def table_reader(path: Path) -> READ:
         found = original(*arguments)
         passed.append(found)
         return found
-    labels_csv._column = column
+    label_table._column = column
 
     def read(content: bytes, past: list) -> None:
         (path / "labels.csv").write_bytes(content)

@@ -28,7 +28,8 @@ def complaint(command, *argv, status: int) -> str:
 
 
 @pytest.mark.parametrize(("flags", "words"), [
-    ({"labels": 1}, ["--labels", "1", "2, one of each class"]), ({"labels": 61}, ["--labels", "61", "the 60 that"]),
+    ({"labels": 1}, ["--labels", "1", "from 2, one of each class"]),
+    ({"labels": 61}, ["--labels", "61", "to 60, all of"]),
     ({"labels": 0}, ["--labels", "at least 1"]), ({"labels": "many"}, ["--labels", "many"]),
     ({"eval-images": 22}, ["--eval-images", "22", "has 20"]),
     ({"network": "resnet"}, ["--network", "resnet", "wrn"]), ({"network": "wrn-9-1"}, ["--network", "wrn-9-1"]),

@@ -194,8 +194,8 @@ def test_unequal_classes(mine, tmp_path, command, labels, by_class):
 def test_a_single_class_and_too_few_labels_are_refused(mine, tmp_path, command):
     write_set(mine / "one" / "train", coloured(np.arange(9)), np.zeros(9, int), ("ant",))
     for flags, words in (({"dataset": "one", "labels": None}, "single class, ant"),
-                         ({"dataset": "mine", "labels": 2}, "--labels: found 2, expected 3, one of each class, to the "
-                                                            "30 that")):
+                         ({"dataset": "mine", "labels": 2}, "--labels: found 2, expected from 3, one of each "
+                                                            "class, to 30, all of")):
         status, _, err = command(cli.main, *arguments(mine, tmp_path / "run", **flags))
         assert (status, len(err.splitlines())) == (2, 1)
         assert words in err

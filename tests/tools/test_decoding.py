@@ -77,7 +77,7 @@ def test_what_processes_meet_is_in_the_report(processes, tmp_path):
     assert (np.concatenate([batch for batch, _ in found])[14] == 77).all()
     assert report.as_dict()["damaged"]["names"] == [
         "n12 (no image that is read here; it begins with b'x')", "n16 (No such file or directory)"]
-    assert report.as_dict()["frames"]["frames, pages or previews behind the first"]["names"] == ["n14"]
+    assert report.as_dict()["frames"]["behind the first"]["names"] == ["n14"]
     assert any(line.startswith("dark: the brightest pixel of 1 images of 16 bits is 5,000") for line in report.lines())
 
 

@@ -43,8 +43,9 @@ def test_kaggle_s_cifar(kaggle, tmp_path, command):
 def test_without_the_flag_the_file_is_named(kaggle, tmp_path, command):
     status, out, _ = run(command, kaggle.path, tmp_path / "s")
     assert status == 0
-    assert lines(out)[-1] == ("left out: trainLabels.csv; 5 images (test/, which has no class folders); labels in "
-                              f"trainLabels.csv are read with --labels-csv {kaggle.path}/trainLabels.csv")
+    table = kaggle.path / "trainLabels.csv"
+    assert lines(out)[0] == f"trainLabels.csv: not read; if it has the labels: --labels-csv {table}"
+    assert lines(out)[-1] == "left out: trainLabels.csv; 5 images (test/, which has no class folders)"
 
 
 def test_rows_without_a_label_and_images_without_a_row_are_unlabeled(kaggle, tmp_path, command):
@@ -74,6 +75,49 @@ def test_columns_and_names(kaggle, tmp_path, command, header, row, flags):
     status, _, err = with_csv(command, kaggle, tmp_path, "--test-fraction", "0", *flags)
     assert status == 0, err
     assert kaggle.labels(tmp_path / "s" / "train") == kaggle.truth
+
+
+def test_one_hot_columns(kaggle, tmp_path, command):
+    """As ISIC and Roboflow have them; a row without a 1 is unlabeled."""
+    names = ("deer", "frog", "truck")
+    rows = [f"{i}," + ",".join("1.0" if kaggle.truth[f"train/{i}.png"] == name and i > 2 else "0.0" for name in names)
+            for i in range(1, 13)]
+    (kaggle.path / "trainLabels.csv").write_text("\n".join(["image,deer,frog,truck", *rows]))
+    status, _, err = with_csv(command, kaggle, tmp_path, "--test-fraction", "0")
+    assert status == 0, err
+    assert kaggle.labels(tmp_path / "s" / "train") == {name: label for name, label in kaggle.truth.items()
+                                                       if name not in ("train/1.png", "train/2.png")}
+    assert kaggle.names(tmp_path / "s" / "unlabeled") == ["train/1.png", "train/2.png"]
+    (kaggle.path / "trainLabels.csv").write_text("\n".join(["image,deer,frog,truck", *rows, "x,1,1,0"]))
+    status, _, err = with_csv(command, kaggle, tmp_path, "--test-fraction", "0", "--force")
+    assert (status, "row 14: 2 columns with 1 found, expected one" in err) == (1, True)
+
+
+def test_a_column_of_splits(kaggle, tmp_path, command):
+    splits = {f"train/{i}.png": ("Train", "test", "valid", "unlabeled")[i % 4] for i in range(1, 13)}
+    rows = [f"{i},{kaggle.truth[f'train/{i}.png']},{splits[f'train/{i}.png']}" for i in range(1, 13)]
+    (kaggle.path / "trainLabels.csv").write_text("\n".join(["id,label,Data Set", *rows]))
+    status, said, err = with_csv(command, kaggle, tmp_path)
+    assert status == 0, err
+    assert "column Data Set has the splits" in said[0]
+    for split, names in (("train", ("Train", "unlabeled")), ("test", ("test",))):
+        assert kaggle.labels(tmp_path / "s" / split) == {name: label for name, label in kaggle.truth.items()
+                                                         if splits[name] in names}
+    assert "3 images (val/, since test/ is the test set)" in said[-1]
+    (kaggle.path / "trainLabels.csv").write_text("\n".join(["id,label,Data Set", *rows[:-1], "12,frog,7"]))
+    status, said, _ = with_csv(command, kaggle, tmp_path, "--test-fraction", "0", "--force")
+    assert (status, "column Data Set is not used, since '7' is no split's name" in said[0]) == (0, True)
+
+
+@pytest.mark.parametrize("prefix", ["/data/upload/3/", "C:\\Users\\me\\photos\\", "https://storage.example/bucket/"])
+def test_paths_of_another_machine(kaggle, tmp_path, command, prefix):
+    rows = [f"{prefix}{i}.png,{kaggle.truth[f'train/{i}.png']}" for i in range(1, 13)]
+    (kaggle.path / "trainLabels.csv").write_text("\n".join(["image,choice", *rows]))
+    status, _, err = with_csv(command, kaggle, tmp_path, "--test-fraction", "0", "--label-column", "choice")
+    assert status == 0, err
+    assert kaggle.labels(tmp_path / "s" / "train") == kaggle.truth
+    (kaggle.path / "trainLabels.csv").write_text("\n".join(["image,label", *rows, "other/1.png,frog"]))
+    assert with_csv(command, kaggle, tmp_path, "--test-fraction", "0", "--force")[0] == 1
 
 
 def test_excel_s_utf_16_and_quoted_names(tmp_path, command):
@@ -144,10 +188,10 @@ def test_columns_without_the_file(kaggle, tmp_path, command):
 
 
 def test_many_rows_are_read_in_a_moment(tmp_path, frugal):
-    from tools.sources.labels_csv import _Rows
+    from tools.sources.label_table import LabelTable
     labels = np.arange(200_000) % 1000
     (tmp_path / "l.csv").write_text("id,label\n" + "".join(f"{i},{label}\n" for i, label in enumerate(labels)))
     with frugal(64):
-        rows = _Rows(tmp_path / "l.csv", None, None)
+        rows = LabelTable(tmp_path / "l.csv", None, None)
     _, order = rows.vocabulary.classes()
     assert np.array_equal(order[list(rows.labels.values())], labels)

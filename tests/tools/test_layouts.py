@@ -233,7 +233,7 @@ def test_a_held_out_test_set(photos, tmp_path, command):
         np.random.RandomState(2).shuffle(order)
         held += sorted(f"{name}/{names[i]}" for i in order[len(order) - count:])
     said = prepared(command, photos, tmp_path, "--test-fraction", "0.2")
-    assert "test set: 6 images held out, 0.2 of each class" in said
+    assert "test set: 6 images held out, 0.2 of each class, one at least" in said
     assert photos.names(tmp_path / "s" / "test") == held
     labels = photos.labels(tmp_path / "s" / "train") | photos.labels(tmp_path / "s" / "test")
     assert labels == {name: name.split("/")[0] for name in photos.of}
@@ -265,6 +265,49 @@ def test_links_in_circles_end(split_photos, tmp_path, command):
     said = prepared(command, split_photos, tmp_path)
     assert len(ShardSet(tmp_path / "s" / "train")) == 18
     assert said[-1] == "left out: train/cat/gone.png; no images taken from: links to folders around them"
+
+
+def test_a_link_to_the_source_gives_no_class_the_images_of_another(split_photos, tmp_path, command):
+    for target in ("..", "../..", "../../.."):
+        os.symlink(target, split_photos.path / "train" / "cat" / f"up{len(target)}", target_is_directory=True)
+    prepared(command, split_photos, tmp_path)
+    assert split_photos.labels(tmp_path / "s" / "train") == classes_of(
+        name for name in split_photos.of if name.startswith("train/"))
+
+
+@pytest.mark.parametrize("names", [("training_set", "test_set"), ("seg_train", "seg_test", "seg_pred"),
+                                   ("train_images", "test1")])
+def test_folders_that_look_like_splits_are_no_classes(photos, tmp_path, command, names):
+    for name in names:
+        photos.add(f"{name}/cat", 2)
+    status, _, err = run(command, photos.path, tmp_path / "s", "--test-fraction", "0.2")
+    assert status == 2
+    assert "look like splits, not like classes; rename them to train, test or unlabeled" in err
+    assert run(command, photos.path, tmp_path / "s", "--test-fraction", "0.2", "--classes", *names)[0] == 0
+
+
+@pytest.mark.parametrize("name", ["unlabeled_images", "Unlabelled photos", "cam2-unlabeled"])
+def test_a_name_with_the_word_unlabeled_is_no_class(split_photos, tmp_path, command, name):
+    more = split_photos.add(name, 3)
+    prepared(command, split_photos, tmp_path)
+    assert split_photos.names(tmp_path / "s" / "unlabeled") == more
+
+
+def test_doubts_about_the_classes_are_said(photos, tmp_path, command):
+    for name in ("fold0/cat", "fold0/dog", "fold1/cat", "fold1/dog"):
+        photos.add(name, 3)
+    assert "each of fold0, fold1 has the folders cat, dog; if those are the classes, move them up" in \
+        prepared(command, photos, tmp_path, "--test-fraction", "0")
+    inverted = Photos(tmp_path / "inverted")
+    for name in ("cat/train", "cat/test", "dog/train"):
+        inverted.add(name, 3)
+    assert "cat/test, cat/train, dog/train: named as splits, but inside classes, whose images they are here" in \
+        prepared(command, inverted, tmp_path, "--test-fraction", "0", "--force")
+    case = Photos(tmp_path / "case")
+    for name in ("Cat", "cat", "dog", "Ka\u0308fer", "K\u00e4fer"):
+        case.add(name, 3)
+    said = prepared(command, case, tmp_path, "--test-fraction", "0", "--force")
+    assert sum("differ by case, spaces or the form of letters only" in line for line in said) == 2
 
 
 def test_damaged_files_are_named_at_once_or_left_out(split_photos, tmp_path, command):
@@ -327,7 +370,7 @@ def test_further_frames_are_said(photos, tmp_path, command):
             frames[0].save(photos.path / name / f"x.{kind}", save_all=name == "a",
                            append_images=frames[1:] * (name == "a"))
     said = prepared(command, photos, tmp_path, "--test-fraction", "0")
-    assert said[-1] == "left out: of 3 images (frames, pages or previews behind the first)"
+    assert said[-1] == "left out: 3 images' frames, pages or previews (behind the first)"
     assert ShardSet(tmp_path / "s" / "train").read(np.arange(6)).max() < 20
 
 

@@ -14,7 +14,8 @@ from tools.sources.walk import extension, looks_like_an_image
     (["10", "9", "1"], ("1", "9", "10"), [2, 1, 0]), (["3", "1", "2"], ("1", "2", "3"), [2, 0, 1]),
     (["1.0", "0.0", "2."], ("0", "1", "2"), [1, 0, 2]), (["1", "x", "0"], ("0", "1", "x"), [1, 2, 0]),
     ([" cat", "cat ", "", "nan", "-1", "NaN"], ("cat",), [0, 0, -1, -1, -1, -1]), (["7", "7"], ("7",), [0, 0]),
-    (["+1", "2"], ("1", "2"), [0, 1]), ([""], (), [-1])])
+    (["+1", "2"], ("1", "2"), [0, 1]), ([""], (), [-1]),
+    (["-1.0", "0.0", "Unlabeled", "1"], ("0", "1"), [-1, 0, -1, 1])])
 def test_labels_become_classes(labels, names, classes):
     vocabulary = Vocabulary("here")
     numbers = [vocabulary.number(label) for label in labels]

@@ -12,12 +12,13 @@ from tools.sources.report import FOLDERS, IMAGES, Report
 from tools.sources.splits import (
     TEST_NAMES,
     TRAIN_NAMES,
-    UNLABELED_NAMES,
     VAL_NAMES,
     Part,
     assemble,
     find_split,
+    find_unlabeled,
     is_split,
+    looks_like_a_split,
 )
 from tools.sources.walk import folders_in, is_junk_folder
 
@@ -83,7 +84,7 @@ class _Layout:
     """
 
     def __init__(self, files: ImageFiles, named: tuple[str, ...]):
-        self._files, self._path, self._report = files, files.path, files.report
+        self._files, self._path, self._report, self._named = files, files.path, files.report, named
         inside = folders_in(self._path)
         train = find_split(inside, TRAIN_NAMES)
         self._root = self._path / train[0] if train else self._path
@@ -98,7 +99,7 @@ class _Layout:
         self._hint = NO_CLASSES if self._root == self._path and not named else ""
         taken = set(self._classes.values())
         self._unlabeled = [where / name for where in dict.fromkeys((self._root, self._path))
-                           for name in find_split(folders_in(where), UNLABELED_NAMES) if where / name not in taken]
+                           for name in find_unlabeled(folders_in(where)) if where / name not in taken]
         self._tests = [self._path / name for name in find_split(inside, (*TEST_NAMES, *VAL_NAMES))
                        if self._path / name not in taken]
 
@@ -111,14 +112,33 @@ class _Layout:
         unlabeled += [self._files.unlabeled(folder, f"{self._files.name(folder)}/") for folder in self._unlabeled]
         test, more = self._test()
         self._rest(self._path, {*self._classes.values(), *self._unlabeled, *self._tests, self._root})
-        for table in self._report.names(".csv", ".tsv")[:1]:
-            self._report.hint(f"labels in {table} are read with --labels-csv {self._path / table}")
+        tables = [name for name in self._report.names(".csv", ".tsv") if "submission" not in name.lower()]
+        for table in tables[:3]:  # Kaggle's example of a submission has labels that are none
+            self._report.note(f"{table}: not read; if it has the labels: --labels-csv {self._path / table}")
         if not names and self._root != self._path and (beside := self._classes_beside()):
             self._report.hint(f"if {self._root.name} is a class, too: --classes {' '.join(beside)}")
         if not train.count and not any(part.count for part in unlabeled):
             raise DataError("; ".join([f"{self._path}: no images found, {EXPECTED}", *self._report.lines()]))
         hint = self._single(next(iter(self._classes.values()))) if len(names) == 1 else self._hint
+        self._doubt(names)
         return assemble(str(self._path), names, train, test, unlabeled + more, fraction, self._report, hint)
+
+    def _doubt(self, names: Sequence[str]) -> None:
+        """Refuse classes that look like splits; say where their folders look like classes, or like splits."""
+        if self._named or len(names) < 2:
+            return
+        splits = [name for name in names if looks_like_a_split(name)]
+        if len(splits) > len(names) / 2:
+            raise UsageError(f"{self._root}: the folders {', '.join(splits[:5])} look like splits, not like classes; "
+                             f"rename them to train, test or unlabeled, or name the classes by --classes")
+        inside = [set(folders_in(folder)) for folder in self._classes.values()]
+        if len(common := sorted(set.intersection(*inside))) > 1:
+            self._report.note(f"each of {', '.join(names[:3])}{', …' * (len(names) > 3)} has the folders "
+                              f"{', '.join(common[:5])}; if those are the classes, move them up")
+        elif mixed := [f"{name}/{one}" for name, found in zip(names, inside, strict=True)
+                       for one in sorted(found) if is_split(one)]:
+            self._report.note(f"{', '.join(mixed[:3])}{', …' * (len(mixed) > 3)}: named as splits, but inside classes, "
+                              f"whose images they are here")
 
     def _test(self) -> tuple[Part | None, list[Part]]:
         """The test set; and images of test sets that are taken as unlabeled."""
@@ -175,7 +195,7 @@ class _Layout:
     def _classes_beside(self) -> list[str]:
         """Names of folders beside ``train/`` that have images, and its own."""
         beside = [name for name, folder in _class_folders(self._path).items()
-                  if self._files.count(folder, deep=False, say=False)]
+                  if not looks_like_a_split(name) and self._files.count(folder, deep=False, say=False)]
         return [*beside, self._root.name] if beside else []
 
     def _single(self, folder: Path) -> str:

@@ -23,7 +23,7 @@ STRIP_PIXELS = 2**20  # that become RGB at a time
 MANY_PIXELS = 2**24  # of an image for which the others wait
 LARGE = threading.Lock()
 RESIZED = "centre square, {0}×{0}, bicubic with antialiasing"
-TO_8_BITS = "an array x of them becomes 8 bits by (255 * (x - x.min()) / (x.max() - x.min())).astype('uint8')"
+BITS_32 = "32-bit"
 warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # ``load_image`` refuses, in one line
 logging.getLogger("PIL").addHandler(logging.NullHandler())  # what it logs of a damaged file, it raises as well
 
@@ -81,7 +81,7 @@ def _read(stream: io.BufferedIOBase, size: int, most: int | None) -> Decoded | N
         if pixels > MAX_PIXELS:
             raise ValueError(f"{image.width}×{image.height} found, expected at most {MAX_PIXELS:,} pixels")
         if image.mode == "F" or (image.mode == "I" and image.format not in ("PPM", "PNG")):
-            raise ValueError(f"32-bit {'float' if image.mode == 'F' else 'integer'} pixels; {TO_8_BITS}")
+            raise ValueError(f"{BITS_32} {'float' if image.mode == 'F' else 'integer'} pixels")
         if most is not None and pixels > most:
             return None
         with LARGE if pixels > MANY_PIXELS else nullcontext():

@@ -6,11 +6,12 @@ NAMES, ALL_NAMES, DAMAGED_NAMES = 1000, 20_000, 20_000  # that are kept for the 
 KINDS = 1000  # that are told apart
 SHOWN_KINDS, SHOWN_NAMES, SHOWN_DAMAGED = 8, 6, 20  # in a line
 OTHERS = "others"
+TO_8_BITS = "32-bit pixels x become 8 bits by (255 * (x - x.min()) / (x.max() - x.min())).astype('uint8')"
 DARK = 0.25  # of the range: 16-bit images whose brightest pixel is below are named
 
 # Groups of what is left out, and how a line says them.
 FILES, IMAGES, FRAMES, FOLDERS, ARRAYS, ROWS = "files", "images", "frames", "folders", "arrays", "rows"
-PHRASES = {FILES: "", IMAGES: "{} images", FRAMES: "of {} images", ARRAYS: "", ROWS: "{} rows"}
+PHRASES = {FILES: "", IMAGES: "{} images", FRAMES: "{} images' frames, pages or previews", ARRAYS: "", ROWS: "{} rows"}
 
 
 class Tally:
@@ -97,7 +98,8 @@ class Report:
         """Raise DataError, naming the damaged images, unless they are to be left out."""
         if self._damaged.count and not self.skip_damaged:
             count = self._damaged.count
-            raise DataError(f"{where}: {count:,} damaged image{'s' * (count > 1)}: {self._damaged_names()}; "
+            mend = f"; {TO_8_BITS}" if any("(32-bit " in name for name in self._damaged.names) else ""
+            raise DataError(f"{where}: {count:,} damaged image{'s' * (count > 1)}: {self._damaged_names()}{mend}; "
                             f"--skip-damaged leaves {'them' if count > 1 else 'it'} out")
 
     def lines(self) -> list[str]:

@@ -1,6 +1,7 @@
 """From labels as people write them to classes and splits: pure functions of names, values and positions."""
 
 import re
+import unicodedata
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
@@ -17,18 +18,33 @@ TEST_NAMES = ("test", "testing", "eval", "evaluation")  # as on the Hugging Face
 VAL_NAMES = ("val", "valid", "validation", "dev")
 UNLABELED_NAMES = ("unlabeled", "unlabelled")
 SPLIT_NAMES = frozenset((*TRAIN_NAMES, *TEST_NAMES, *VAL_NAMES, *UNLABELED_NAMES))
-NO_LABEL = ("", "-1", "nan")  # in any case
+NO_LABEL = re.compile(r"|nan|unlabell?ed|-1(\.0*)?", re.IGNORECASE)
+SHOWN_ALIKE = 5
 INTEGER = re.compile(r"[+-]?\d{1,18}(\.0*)?")
 
 
 def is_split(name: str) -> bool:
-    """Whether a folder of this name is never a class."""
-    return name.lower() in SPLIT_NAMES
+    """Whether a folder of this name is never a class: it is a split's, or has the word unlabeled."""
+    return name.lower() in SPLIT_NAMES or bool(_words(name) & set(UNLABELED_NAMES))
+
+
+def looks_like_a_split(name: str) -> bool:
+    """Whether a name has a word that a split has, ``seg_train`` and ``test1`` for instance; a class may, too."""
+    return bool(_words(name) & SPLIT_NAMES)
 
 
 def find_split(names: Sequence[str], wanted: Sequence[str]) -> list[str]:
     """Those of ``names`` that mean one of ``wanted``, in this order of preference."""
     return [name for want in wanted for name in sorted(names) if name.lower() == want]
+
+
+def find_unlabeled(names: Sequence[str]) -> list[str]:
+    """Those of ``names`` that have the word unlabeled."""
+    return sorted(name for name in names if _words(name) & set(UNLABELED_NAMES))
+
+
+def _words(name: str) -> set[str]:
+    return set(re.findall("[a-z]+", name.lower()))
 
 
 def held_out(labels: np.ndarray, fraction: float) -> np.ndarray:
@@ -67,9 +83,9 @@ class Vocabulary:
         return len(self._numbers)
 
     def number(self, label: str) -> int:
-        """The number of a label for now; −1 where it says that there is none: empty, -1 or nan."""
+        """The number of a label for now; −1 where it says that there is none: empty, -1, nan or unlabeled."""
         label = label.strip()
-        if label.lower() in NO_LABEL:
+        if NO_LABEL.fullmatch(label):
             return -1
         found = self._numbers.setdefault(label, len(self._numbers))
         if found >= MAX_CLASSES:
@@ -150,7 +166,8 @@ def assemble(where: str, classes: Sequence[str], train: Part, test: Part | None,
         if has_test:
             raise DataError(f"{where}: labels found in {test.place} only; expected them in the training images, too")
         if fraction:
-            raise UsageError(f"--test-fraction: found {fraction:g}, but {where} has no labeled images to hold out")
+            raise UsageError("; ".join([f"--test-fraction: found {fraction:g}, but {where} has no labeled images to "
+                                        f"hold out", *report.lines()]))
         report.note(f"{where}: {total:,} images, all unlabeled")
         return (_joined("train", total, rest),)
     labels = train.labels
@@ -160,6 +177,9 @@ def assemble(where: str, classes: Sequence[str], train: Part, test: Part | None,
         raise DataError(f"{where}: a single class found, {only} ({counts.sum():,} images), expected two or more{hint}")
     report.note(f"{where}: {len(classes)} classes{f' in {train.place}' if train.place else ''}: "
                 f"{counted(classes, counts)}{hint}")
+    for names in alike([name for name, count in zip(classes, counts, strict=True) if count]):
+        report.note(f"{where}: classes {' and '.join(map(repr, names))} differ by case, spaces or the form of letters "
+                    f"only; if they are one, rename them")
     if fraction is None and not has_test:
         raise UsageError(f"{where}: no test set found beside {counts.sum():,} labeled images "
                          f"({counted(classes, counts)}{hint}); --test-fraction 0.2 holds a fifth of each class out, "
@@ -175,11 +195,19 @@ def assemble(where: str, classes: Sequence[str], train: Part, test: Part | None,
         report.note(f"test set: {int((test.labels >= 0).sum()):,} images ({test.place or 'test'})")
         splits.append(test.chosen("test", test.labels >= 0, tuple(classes)))
     elif held.any():
-        report.note(f"test set: {held.sum():,} images held out, {fraction:g} of each class")
+        report.note(f"test set: {held.sum():,} images held out, {fraction:g} of each class, one at least")
         splits.append(train.chosen("test", held, tuple(classes)))
     else:
-        report.note("test set: none")
+        report.note("test set: none" + (", since no class has two images" if fraction else ""))
     return tuple(splits)
+
+
+def alike(names: Sequence[str]) -> list[list[str]]:
+    """Names that differ by case, spaces or Unicode's forms of a letter only."""
+    found: dict[str, list[str]] = {}
+    for name in names:
+        found.setdefault(unicodedata.normalize("NFKC", name).casefold().strip(), []).append(name)
+    return [names for names in found.values() if len(names) > 1][:SHOWN_ALIKE]
 
 
 def _unlabeled(part: Part) -> tuple[Part, np.ndarray | None]:

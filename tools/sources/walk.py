@@ -61,7 +61,8 @@ def images_below(folder: Path, report: Report | None = None, *, deep: bool = Tru
         ignored: names in ``folder`` itself that are passed over without a word.
     """
     inside = inside or folder
-    around = [_identity(folder)]
+    around = [_identity(one) for one in (folder.absolute(), *folder.absolute().parents)]
+    outside = len(around) - 1
     stack = [_entries(folder, ignored)]
     while stack:
         entry = next(stack[-1], None)
@@ -69,7 +70,7 @@ def images_below(folder: Path, report: Report | None = None, *, deep: bool = Tru
             stack.pop()
             around.pop()
         elif entry.is_dir():
-            if deep and (identity := _enter(entry, around, inside, report)):
+            if deep and (identity := _enter(entry, around, outside, inside, report)):
                 around.append(identity)
                 stack.append(_entries(Path(entry.path), frozenset()))
         elif _is_image(entry, inside, report):
@@ -92,7 +93,7 @@ def _identity(folder: Path) -> tuple[int, int]:
     return found.st_dev, found.st_ino
 
 
-def _enter(entry: os.DirEntry, around: list[tuple[int, int]], inside: Path,
+def _enter(entry: os.DirEntry, around: list[tuple[int, int]], outside: int, inside: Path,
            report: Report | None) -> tuple[int, int] | None:
     """What identifies a folder that is to be looked into; None for one that is not, which the report gets."""
     identity = _identity(Path(entry.path))
@@ -100,7 +101,7 @@ def _enter(entry: os.DirEntry, around: list[tuple[int, int]], inside: Path,
         kind = entry.name
     elif identity in around:
         kind = "links to folders around them"
-    elif len(around) >= DEEPEST:
+    elif len(around) - outside >= DEEPEST:
         raise DataError(f"{entry.path}: more than {DEEPEST} folders in one another found")
     else:
         return identity
