@@ -72,7 +72,11 @@ def resolve(config: Config, train: ShardSet, test: ShardSet | None = None, extra
         raise UsageError(f"--dataset {config.dataset}: images of {height}×{width}, square ones of at least "
                          f"{2 * MAX_SHIFT} pixels expected")
     check_network(config, train)
+    own = [one.fingerprint for one in (train, unlabeled) if one is not None]
     for one in filter(None, (extra, extra_unlabeled)):
+        if one.fingerprint in own:
+            raise UsageError(f"--extra {config.extra}: {one.path} has the images of --dataset {config.dataset}, which "
+                             f"the proxy branch sees anyway; leave it out")
         if one.image_shape != train.image_shape:
             raise UsageError(f"--extra {config.extra}: images of {_size(one)} found, {_size(train)} expected as "
                              f"in {train.path}; they are in {one.path}")

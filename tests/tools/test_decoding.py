@@ -101,9 +101,10 @@ def test_what_is_no_longer_read_leaves_no_process(processes):
     assert all(process.returncode is not None for process in processes)
 
 
-@pytest.mark.parametrize(("number", "status"), [(signal.SIGINT, 130), (signal.SIGKILL, -9)])
-def test_processes_end_with_the_command(tmp_path, number, status):
-    """Ctrl-C reaches all of a terminal's processes; a kill only one."""
+@pytest.mark.parametrize(("number", "status", "wait"), [(signal.SIGINT, 130, 0), (signal.SIGINT, 130, 0.2),
+                                                        (signal.SIGKILL, -9, 0.5)])
+def test_processes_end_with_the_command(tmp_path, number, status, wait):
+    """A terminal's Ctrl-C, also while they start, and a kill."""
     (tmp_path / "p").mkdir()
     for i in range(3000):
         (tmp_path / "p" / f"{i}.png").hardlink_to(tmp_path / "p" / "0.png") if i else \
@@ -117,7 +118,7 @@ def test_processes_end_with_the_command(tmp_path, number, status):
         children = Path(f"/proc/{command.pid}/task/{command.pid}/children").read_text().split()
         children += [child for task in Path(f"/proc/{command.pid}/task").iterdir()
                      for child in (task / "children").read_text().split()]
-    time.sleep(0.5)
+    time.sleep(wait)
     (os.killpg if number == signal.SIGINT else os.kill)(command.pid, number)
     _, err = command.communicate(timeout=60)
     assert command.returncode == status

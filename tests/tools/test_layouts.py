@@ -398,5 +398,5 @@ def test_a_folder_that_changes_is_noticed(split_photos, tmp_path, command, monke
     monkeypatch.setattr(files.ImageFiles, "_items", items)
     status, _, err = run(command, split_photos.path, tmp_path / "s")
     assert status == 1
-    assert "cat: it had 6 images, and now has another number" in err
+    assert "cat: it had 6 images, and now has others" in err
     assert not (tmp_path / "s").exists()

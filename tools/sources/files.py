@@ -1,9 +1,11 @@
-"""Image files below folders as parts of a source: counted first, decoded when they are read."""
+"""Image files below folders as parts of a source: looked at first, decoded when they are read."""
 
 import os
+import zlib
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 
@@ -14,6 +16,17 @@ from tools.sources.splits import Part
 from tools.sources.walk import images_below
 
 
+class Seen(NamedTuple):
+    """How many images a folder has, and a checksum of their names: whether it has them still."""
+
+    count: int = 0
+    names: int = 0
+
+    def and_(self, name: str) -> "Seen":
+        """With one more."""
+        return Seen(self.count + 1, zlib.crc32(os.fsencode(name), self.names))
+
+
 @dataclass(frozen=True)
 class ImageFiles:
     """The image files of a source.
@@ -21,12 +34,13 @@ class ImageFiles:
     Args:
         path: the source's folder; names are relative to it.
         size: of the decoded images.
-        report: gets what is no image, while files are counted, and what cannot be decoded.
+        report: gets what is no image, while files are looked at, and what cannot be decoded.
     """
 
     path: Path
     size: int
     report: Report
+    _entered: dict[tuple[int, int], Path] = field(default_factory=dict)  # folders that are used
 
     def name(self, file: Path) -> str:
         """A file's or folder's name, for messages."""
@@ -37,30 +51,47 @@ class ImageFiles:
         """How many images lie below a folder, or directly in it; ``say``: what else does goes to the report."""
         return sum(1 for _ in images_below(folder, self.report if say else None, deep=deep, inside=self.path))
 
-    def labeled(self, folders: Sequence[Path], counts: Sequence[int], place: str = "") -> Part:
-        """The images of classes 0, 1, ..., of which there are ``counts``."""
-        labels = np.repeat(np.arange(len(counts), dtype=np.int32), counts)
+    def look(self, folder: Path, deep: bool = True) -> Seen:
+        """The images below a folder that is used, or directly in it; DataError where a link makes it two of these."""
+        seen = Seen()
+        for file in images_below(folder, self.report, deep=deep, inside=self.path, enter=self._enter):
+            seen = seen.and_(self.name(file))
+        return seen
+
+    def labeled(self, folders: Sequence[Path], seen: Sequence[Seen], place: str = "") -> Part:
+        """The images of classes 0, 1, ..."""
+        labels = np.repeat(np.arange(len(seen), dtype=np.int32), [one.count for one in seen])
         return Part(len(labels), labels if len(labels) else None, lambda mask: decoded(
-            self._items(folders, counts, labels, mask), self.size, self.report), place)
+            self._items(folders, seen, labels, mask), self.size, self.report), place)
 
     def unlabeled(self, folder: Path, place: str = "", deep: bool = True) -> Part:
         """The images below a folder, or directly in it."""
-        count = self.count(folder, deep)
-        return Part(count, None, lambda mask: decoded(
-            self._items([folder], [count], None, mask, deep), self.size, self.report), place)
+        seen = self.look(folder, deep)
+        return Part(seen.count, None, lambda mask: decoded(
+            self._items([folder], [seen], None, mask, deep), self.size, self.report), place)
 
-    def _items(self, folders: Sequence[Path], counts: Sequence[int], labels: np.ndarray | None,
+    def _enter(self, folder: Path, identity: tuple[int, int]) -> None:
+        if (first := self._entered.setdefault(identity, folder)) != folder:
+            raise DataError(f"{folder}: the same folder as {first}, by a link; its images would be taken twice")
+
+    def _items(self, folders: Sequence[Path], seen: Sequence[Seen], labels: np.ndarray | None,
                mask: np.ndarray | None, deep: bool = True) -> Iterator[Item]:
-        """Those in ``mask``; DataError where a folder has another number of images than it had."""
+        """Those in ``mask``; DataError where a folder has other images than it had."""
         first = 0
-        for folder, count in zip(folders, counts, strict=True):
-            found = 0
-            for found, file in enumerate(images_below(folder, deep=deep) if count else (), 1):
-                if found > count:
+        for folder, before in zip(folders, seen, strict=True):
+            now = Seen()
+            for file in images_below(folder, deep=deep) if before.count else ():
+                name, at = self.name(file), first + now.count
+                now = now.and_(name)
+                if now.count > before.count:
                     break
-                if mask is None or mask[first + found - 1]:
-                    yield Item(self.name(file), file, None if labels is None else int(labels[first + found - 1]))
-            if found != count:
-                raise DataError(f"{folder}: it had {count:,} images, and now has another number; start again when no "
-                                f"program changes it")
-            first += count
+                if mask is None or mask[at]:
+                    yield Item(name, file, None if labels is None else int(labels[at]))
+            if now != before:
+                raise changed(folder, before.count)
+            first += before.count
+
+
+def changed(folder: Path, count: int) -> DataError:
+    """What is raised over a folder that has other images than it had."""
+    return DataError(f"{folder}: it had {count:,} images, and now has others; start again when no program changes it")

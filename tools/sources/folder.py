@@ -6,7 +6,7 @@ from pathlib import Path
 
 from pipelines.common.errors import DataError, UsageError
 from tools.sources import Source, Split
-from tools.sources.files import ImageFiles
+from tools.sources.files import ImageFiles, Seen
 from tools.sources.images import RESIZED
 from tools.sources.report import FOLDERS, IMAGES, Report
 from tools.sources.splits import (
@@ -91,34 +91,41 @@ class _Layout:
         if named and not all((self._root / name).is_dir() for name in named):
             self._root = self._path
         self._classes = _named(self._root, named) if named else _class_folders(self._root)
-        self._counts = {name: files.count(folder) for name, folder in self._classes.items()}
-        for name in [name for name, count in self._counts.items() if not count]:
+        self._seen = {name: files.look(folder) for name, folder in self._classes.items()}
+        for name in [name for name, seen in self._seen.items() if not seen.count]:
             if named:
                 raise DataError(f"{self._classes[name]}: no images found, but --classes names it")
             self._report.leave_out(FOLDERS, name, files.name(self._classes.pop(name)))
         self._hint = NO_CLASSES if self._root == self._path and not named else ""
-        taken = set(self._classes.values())
         self._unlabeled = [where / name for where in dict.fromkeys((self._root, self._path))
-                           for name in find_unlabeled(folders_in(where)) if where / name not in taken]
+                           for name in find_unlabeled(folders_in(where)) if not self._has_class(where / name)]
         self._tests = [self._path / name for name in find_split(inside, (*TEST_NAMES, *VAL_NAMES))
-                       if self._path / name not in taken]
+                       if not self._has_class(self._path / name)]
+
+    def _has_class(self, folder: Path) -> bool:
+        """Whether ``--classes`` names a folder, or one in it."""
+        return any(one.is_relative_to(folder) for one in self._classes.values())
 
     def splits(self, fraction: float | None) -> tuple[Split, ...]:
         """See ``assemble``."""
         names = tuple(self._classes)
-        train = self._files.labeled(list(self._classes.values()), [self._counts[name] for name in names],
+        train = self._files.labeled(list(self._classes.values()), [self._seen[name] for name in names],
                                     "" if self._root == self._path else f"{self._files.name(self._root)}/")
         unlabeled = [self._files.unlabeled(self._root, f"directly in {self._root.name}/", deep=False)]
-        unlabeled += [self._files.unlabeled(folder, f"{self._files.name(folder)}/") for folder in self._unlabeled]
+        for folder in self._unlabeled:
+            unlabeled.append(self._files.unlabeled(folder, f"{self._files.name(folder)}/"))
+            self._report_empty(folder, unlabeled[-1].count)
         test, more = self._test()
         self._rest(self._path, {*self._classes.values(), *self._unlabeled, *self._tests, self._root})
         tables = [name for name in self._report.names(".csv", ".tsv") if "submission" not in name.lower()]
-        for table in tables[:3]:  # Kaggle's example of a submission has labels that are none
+        for table in tables[:3 if not names else 0]:  # Kaggle's example of a submission has labels that are none
             self._report.note(f"{table}: not read; if it has the labels: --labels-csv {self._path / table}")
         if not names and self._root != self._path and (beside := self._classes_beside()):
             self._report.hint(f"if {self._root.name} is a class, too: --classes {' '.join(beside)}")
         if not train.count and not any(part.count for part in unlabeled):
-            raise DataError("; ".join([f"{self._path}: no images found, {EXPECTED}", *self._report.lines()]))
+            inner = "" if self._root == self._path or not any(map(is_split, folders_in(self._root))) else \
+                f"; perhaps --source {self._root}"
+            raise DataError("; ".join([f"{self._path}: no images found, {EXPECTED}{inner}", *self._report.lines()]))
         hint = self._single(next(iter(self._classes.values()))) if len(names) == 1 else self._hint
         self._doubt(names)
         return assemble(str(self._path), names, train, test, unlabeled + more, fraction, self._report, hint)
@@ -144,40 +151,54 @@ class _Layout:
         """The test set; and images of test sets that are taken as unlabeled."""
         test, flat = None, []
         for folder in self._tests:
-            name = f"{folder.name}/"
-            counts = {one: self._files.count(inside, say=False) for one, inside in _class_folders(folder).items()}
-            found = [one for one, count in counts.items() if count]
+            name, found = f"{folder.name}/", self._test_classes(folder)
             if not found:
                 flat.append(folder)
-            elif test is not None:
-                why = f"{name}, since {test.place} is the test set"
-                self._report.leave_out(IMAGES, why, count=sum(counts.values()))
-            elif not self._classes:
-                self._report.leave_out(IMAGES, f"{name}, which has classes, unlike the training images",
-                                       count=sum(counts.values()))
+            elif test is not None or not self._classes:
+                why = f"since {test.place} is the test set" if test else \
+                    "which has classes, unlike the training images"
+                self._report.leave_out(IMAGES, f"{name}, {why}", count=self._files.count(folder))
             else:
-                if unknown := [one for one in found if one not in self._classes]:
-                    raise DataError(f"{folder / unknown[0]}: class not found among the training images, which have "
-                                    f"{', '.join(list(self._classes)[:10])}{', …' * (len(self._classes) > 10)}")
-                folders = [folder / one for one in self._classes]
                 self._rest(folder, {folder / one for one in found})
-                test = self._files.labeled(folders, [self._files.count(folder / one) if one in found else 0
-                                                     for one in self._classes], name)
+                test = self._files.labeled(
+                    [folder / one for one in self._classes],
+                    [self._files.look(folder / one) if one in found else Seen() for one in self._classes], name)
         unlabeled = []
         for folder in flat:
             if test is not None and folder.name.lower() in TEST_NAMES:
                 unlabeled.append(self._files.unlabeled(folder, f"{folder.name}/"))
             elif count := self._files.count(folder):
                 self._report.leave_out(IMAGES, f"{folder.name}/, which has no class folders", count=count)
+            else:
+                self._report_empty(folder, count)
         return test, unlabeled
+
+    def _test_classes(self, folder: Path) -> list[str]:
+        """The classes of a test set, those that have images; empty for one without class folders.
+
+        Raises DataError for classes that the training images lack, unless ``--classes`` names ours, or none is one of
+        ours in any spelling.
+        """
+        names = list(self._classes) if self._named else list(_class_folders(folder))
+        found = [one for one in names if (folder / one).is_dir() and self._files.count(folder / one, say=False)]
+        unknown = [one for one in found if one not in self._classes]
+        known = {one.casefold() for one in self._classes}
+        if unknown and self._classes:
+            if not any(one.casefold() in known for one in found):
+                return []
+            raise DataError(f"{folder / unknown[0]}: class not found among the training images, which have "
+                            f"{', '.join(list(self._classes)[:10])}{', …' * (len(self._classes) > 10)}")
+        return found
+
+    def _report_empty(self, folder: Path, count: int) -> None:
+        if not count:
+            self._report.leave_out(FOLDERS, folder.name, self._files.name(folder))
 
     def _rest(self, where: Path, used: set[Path]) -> None:
         """Report what lies in a folder beside what is used: folders, and images directly in it."""
         if where != self._root and (direct := self._files.count(where, deep=False)):
             self._report.leave_out(IMAGES, f"directly in {where.name}/", count=direct)
-        with os.scandir(where) as entries:
-            folders = sorted(Path(entry.path) for entry in entries if entry.is_dir())
-        for folder in folders:
+        for folder in (where / name for name in folders_in(where, junk=True)):
             if is_junk_folder(folder.name):
                 self._report.leave_out(FOLDERS, folder.name, self._files.name(folder))
             elif folder == self._root or (folder not in used and any(one.is_relative_to(folder) for one in used)):
@@ -190,7 +211,7 @@ class _Layout:
 
     def _empty(self, where: Path) -> set[Path]:
         """Class folders without images, which were reported."""
-        return {where / name for name in self._counts if name not in self._classes} if where == self._root else set()
+        return {where / name for name in self._seen if name not in self._classes} if where == self._root else set()
 
     def _classes_beside(self) -> list[str]:
         """Names of folders beside ``train/`` that have images, and its own."""
@@ -201,8 +222,9 @@ class _Layout:
     def _single(self, folder: Path) -> str:
         """What to do where there is a single class folder."""
         below = folders_in(folder)
-        inside = f"; if its folders ({', '.join(below[:5])}{', …' * (len(below) > 5)}) are the classes: --source " \
-                 f"{folder}" if len(below) > 1 else ""
+        what = "what to read" if any(map(is_split, below)) else "the classes"
+        inside = f"; if its folders ({', '.join(below[:5])}{', …' * (len(below) > 5)}) are {what}: --source {folder}" \
+            if len(below) > 1 else ""
         return f"{inside}; if its images are unlabeled: --unlabeled"
 
 

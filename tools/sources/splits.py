@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from pipelines.common.errors import DataError, UsageError
+from pipelines.common.errors import DataError, UsageError, shown
 from pipelines.common.words import counted
 from pipelines.shards.manifest import MAX_CLASSES
 from tools.sources import Batches, Split
@@ -20,6 +20,7 @@ UNLABELED_NAMES = ("unlabeled", "unlabelled")
 SPLIT_NAMES = frozenset((*TRAIN_NAMES, *TEST_NAMES, *VAL_NAMES, *UNLABELED_NAMES))
 NO_LABEL = re.compile(r"|nan|unlabell?ed|-1(\.0*)?", re.IGNORECASE)
 SHOWN_ALIKE = 5
+NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)(e[+-]?\d+)?", re.IGNORECASE)
 INTEGER = re.compile(r"[+-]?\d{1,18}(\.0*)?")
 
 
@@ -82,11 +83,18 @@ class Vocabulary:
     def __len__(self) -> int:
         return len(self._numbers)
 
+    @property
+    def labels(self) -> list[str]:
+        """The labels by their numbers so far."""
+        return list(self._numbers)
+
     def number(self, label: str) -> int:
         """The number of a label for now; −1 where it says that there is none: empty, -1, nan or unlabeled."""
         label = label.strip()
         if NO_LABEL.fullmatch(label):
             return -1
+        if "\0" in label:
+            raise DataError(f"{self._what}: label {shown(label)} found, expected text without a zero byte")
         found = self._numbers.setdefault(label, len(self._numbers))
         if found >= MAX_CLASSES:
             raise DataError(f"{self._what}: more than {MAX_CLASSES:,} different labels found")
@@ -98,9 +106,9 @@ class Vocabulary:
         Whole numbers that begin at 0 are class numbers: a class that has no image keeps its place. Others are in
         numerical order; text is in alphabetical order.
         """
-        labels = list(self._numbers)
+        labels = self.labels
         if labels and all(INTEGER.fullmatch(label) for label in labels):
-            values = np.array([int(float(label)) if "." in label else int(label) for label in labels])
+            values = np.array([int(label.partition(".")[0]) for label in labels])
             if values.min() < 0:
                 raise DataError(f"{self._what}: label {values.min()} found, expected class numbers, or -1 for none")
             distinct = np.unique(values)
@@ -110,9 +118,15 @@ class Vocabulary:
                                     f"{MAX_CLASSES:,}")
                 distinct = np.arange(distinct[-1] + 1)
             return tuple(map(str, distinct)), np.searchsorted(distinct, values).astype(np.int32)
+        if odd := next((label for label in labels if "." in label), None) if all(map(_is_number, labels)) else None:
+            raise DataError(f"{self._what}: label {shown(odd)} found, expected whole numbers, or names")
         names = sorted(labels)
         places = {name: place for place, name in enumerate(names)}
         return tuple(names), np.array([places[label] for label in labels], np.int32)
+
+
+def _is_number(label: str) -> bool:
+    return bool(NUMBER.fullmatch(label))
 
 
 @dataclass(frozen=True)

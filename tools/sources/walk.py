@@ -2,7 +2,7 @@
 
 import os
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
 from pipelines.common.errors import DataError
@@ -47,7 +47,7 @@ def looks_like_an_image(start: bytes) -> bool:
 
 
 def images_below(folder: Path, report: Report | None = None, *, deep: bool = True, inside: Path | None = None,
-                 ignored: frozenset[str] = frozenset()) -> Iterator[Path]:
+                 enter: Callable[[Path, tuple[int, int]], object] = lambda folder, identity: None) -> Iterator[Path]:
     """The images below a folder: entries of each folder by name, a folder's images in its place among them.
 
     By extension; where a file has none, by its first bytes. Links are followed, but not in circles. Holds the names of
@@ -58,34 +58,51 @@ def images_below(folder: Path, report: Report | None = None, *, deep: bool = Tru
         report: gets what is no image. None: it has it already.
         deep: look into its folders, too.
         inside: names in the report are relative to this folder; None for ``folder``.
-        ignored: names in ``folder`` itself that are passed over without a word.
+        enter: called with each folder that is looked into, and what identifies it.
     """
     inside = inside or folder
-    around = [_identity(one) for one in (folder.absolute(), *folder.absolute().parents)]
+    around = [_identity(one) for one in (*reversed(folder.absolute().parents), folder.absolute())]
     outside = len(around) - 1
-    stack = [_entries(folder, ignored)]
+    stack = [_entries(folder)]
+    enter(folder, around[-1])
     while stack:
         entry = next(stack[-1], None)
         if entry is None:
             stack.pop()
             around.pop()
-        elif entry.is_dir():
+        elif _is_folder(entry):
             if deep and (identity := _enter(entry, around, outside, inside, report)):
                 around.append(identity)
-                stack.append(_entries(Path(entry.path), frozenset()))
+                stack.append(_entries(Path(entry.path)))
+                enter(Path(entry.path), identity)
         elif _is_image(entry, inside, report):
             yield Path(entry.path)
 
 
-def folders_in(folder: Path) -> list[str]:
-    """Names of the folders directly in a folder, sorted; without junk."""
+def folders_in(folder: Path, junk: bool = False) -> list[str]:
+    """Names of the folders directly in a folder, sorted; with ``junk`` also what other programs leave."""
     with os.scandir(folder) as entries:
-        return sorted(entry.name for entry in entries if entry.is_dir() and not is_junk_folder(entry.name))
+        return sorted(entry.name for entry in entries if _is_folder(entry)
+                      and (junk or not is_junk_folder(entry.name)))
 
 
-def _entries(folder: Path, ignored: frozenset[str]) -> Iterator[os.DirEntry]:
+def _is_folder(entry: os.DirEntry) -> bool:
+    try:
+        return entry.is_dir()
+    except OSError:  # a link to itself
+        return False
+
+
+def _is_file(entry: os.DirEntry) -> bool:
+    try:
+        return entry.is_file()
+    except OSError:
+        return False
+
+
+def _entries(folder: Path) -> Iterator[os.DirEntry]:
     with os.scandir(folder) as entries:
-        return iter(sorted((entry for entry in entries if entry.name not in ignored), key=lambda entry: entry.name))
+        return iter(sorted(entries, key=lambda entry: entry.name))
 
 
 def _identity(folder: Path) -> tuple[int, int]:
@@ -114,7 +131,7 @@ def _is_image(entry: os.DirEntry, inside: Path, report: Report | None) -> bool:
     name, suffix = entry.name, extension(entry.name)
     if is_junk_file(name):
         kind = "._*" if name.startswith("._") else name
-    elif not entry.is_file():
+    elif not _is_file(entry):
         kind = "broken links" if entry.is_symlink() else "no regular files"
     elif suffix in EXTENSIONS:
         return True
