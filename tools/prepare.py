@@ -6,10 +6,13 @@ from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 
+import numpy as np
+
 from pipelines.common import errors
 from pipelines.common.errors import DataError, Parser, UsageError
 from pipelines.common.files import created_dirs, locked
 from pipelines.common.progress import progress_bar
+from pipelines.common.words import some
 from pipelines.shards import ShardSet, find_sets
 from pipelines.shards.commit import clean, commit, is_ours, recover
 from pipelines.shards.manifest import MANIFEST
@@ -207,8 +210,12 @@ def prepare(source: Source, out: Path, replace: bool = False, exclude: Sequence[
         for split, writer in zip(source.splits, writers, strict=True):
             if in_place:
                 continue
-            _copy(split, writer, excluded)
+            counts = _copy(split, writer, excluded)
             writer.flush()
+            if split.name == "train" and split.classes and np.count_nonzero(counts) < 2 and writer.num_images:
+                source.report.check(source.name)
+                raise DataError(f"{source.name}: a single class with images is left, "
+                                f"{split.classes[int(counts.argmax())]}, expected two or more")
             if excluded:
                 writer.source["excluded"] = {"sets": [str(path) for path in exclude], "images": excluded.dropped}
                 excluded.dropped = 0
@@ -231,7 +238,7 @@ def prepare(source: Source, out: Path, replace: bool = False, exclude: Sequence[
         classes = f"{len(split.classes)} classes" if split.classes else "unlabeled"
         height, width, _ = source.image_shape
         duplicates = f"; {writer.source['excluded']['images']:,} duplicates left out" if exclude else ""
-        say(f"{out / split.name}: {writer.num_images:,} images of {height}×{width}, {classes}{duplicates}")
+        say(f"{out / split.name}: {some(writer.num_images, 'image')} of {height}×{width}, {classes}{duplicates}")
     for line in source.report.lines():
         say(line)
 
@@ -253,11 +260,17 @@ def _is_of(path: Path, source: Source, in_place: bool, exclude: Sequence[Path]) 
             == (source.dataset, source.image_shape, source.origin, [str(one) for one in exclude], in_place))
 
 
-def _copy(split: Split, writer: ShardWriter, excluded: Excluded | None) -> None:
+def _copy(split: Split, writer: ShardWriter, excluded: Excluded | None) -> np.ndarray:
+    """Write a split; returns how many images each class has, int64 (k,)."""
+    counts = np.zeros(len(split.classes or ()), np.int64)
     with progress_bar(split.num_images, " images", str(writer.path)) as bar:
         for batch, labels in split.batches():
             bar.update(len(batch))
-            writer.append(*(excluded.drop(batch, labels) if excluded else (batch, labels)))
+            batch, labels = excluded.drop(batch, labels) if excluded else (batch, labels)
+            writer.append(batch, labels)
+            if split.classes:
+                counts += np.bincount(labels, minlength=len(counts))
+    return counts
 
 
 def _use_in_place(split: Split, writer: ShardWriter) -> None:

@@ -14,6 +14,11 @@ def counted(names: Sequence[str], counts: Sequence[int]) -> str:
     return ", ".join(parts + ["…"] * (len(names) > SHOWN_CLASSES))
 
 
+def some(count: int, what: str) -> str:
+    """``1 image``, ``1,200 images``; of a noun whose plural ends in s."""
+    return f"{count:,} {what}{'s' * (count != 1)}"
+
+
 def short(name: str) -> str:
     """A name, however long it is."""
     return name if len(name) <= SHOWN_CHARACTERS else shown(name)

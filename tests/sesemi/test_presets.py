@@ -107,6 +107,12 @@ def test_an_epoch_is_a_pass_over_all_images_of_the_dataset(sets, tmp_path, metho
 
 def test_unlabeled_images_of_another_size_are_refused(sets, tmp_path):
     train, test = sets["cifar10"]
+    small = write_set(tmp_path / "small", random_images(20, 12), np.arange(20) % 10, tuple("0123456789"), "test")
+    with pytest.raises(UsageError, match="other classes or another image size"):
+        resolve(Config("cifar10", device="cpu"), train, small)
+    with pytest.raises(UsageError, match="images of 12×12×3 found, 16×16×3 expected"):
+        resolve(Config("cifar10", extra="x", device="cpu"), train, test,
+                write_set(tmp_path / "x", random_images(9, 16, 5)), extra_unlabeled=small)
     with pytest.raises(UsageError, match="unlabeled has images of 12×12×3"):
         resolve(Config("cifar10", device="cpu"), train, test, unlabeled=write_set(tmp_path / "unlabeled",
                                                                                  random_images(9, 12)))

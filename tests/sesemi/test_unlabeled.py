@@ -79,6 +79,7 @@ def test_every_image_is_seen_as_often_as_the_line_says(mine, tmp_path, command, 
     config = json.loads((run / "config.json").read_text())
     assert config["labels_by_class"] == {"ant": 2, "bee": 2, "cow": 2}
     assert list(config["data_fingerprints"]) == ["train", "unlabeled", "test"]
+    assert [line["epoch"] for line in metrics(run) if line["type"] == "train"][-1] == 2
 
 
 def test_extra_images_are_half_of_each_step(mine, tmp_path, command, monkeypatch):
@@ -199,6 +200,12 @@ def test_a_single_class_and_too_few_labels_are_refused(mine, tmp_path, command):
         status, _, err = command(cli.main, *arguments(mine, tmp_path / "run", **flags))
         assert (status, len(err.splitlines())) == (2, 1)
         assert words in err
+
+
+def test_the_dataset_s_own_images_are_no_extra_ones(mine, tmp_path, command):
+    for extra in ("mine", mine / "mine" / "unlabeled"):
+        status, _, err = command(cli.main, *arguments(mine, tmp_path / "run", dataset="mine", extra=extra))
+        assert (status, "which the proxy branch sees anyway; leave it out" in err) == (2, True)
 
 
 def test_how_long_it_will_take_is_said_after_20_steps(mine, tmp_path, command):

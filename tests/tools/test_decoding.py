@@ -77,8 +77,30 @@ def test_what_processes_meet_is_in_the_report(processes, tmp_path):
     assert (np.concatenate([batch for batch, _ in found])[14] == 77).all()
     assert report.as_dict()["damaged"]["names"] == [
         "n12 (no image that is read here; it begins with b'x')", "n16 (No such file or directory)"]
-    assert report.as_dict()["frames"]["behind the first"]["names"] == ["n14"]
-    assert any(line.startswith("dark: the brightest pixel of 1 images of 16 bits is 5,000") for line in report.lines())
+    assert report.as_dict()["frames"]["frames, pages or previews behind the first"]["names"] == ["n14"]
+    assert any(line.startswith("dark: the brightest pixel of 1 image of 16 bits is 5,000") for line in report.lines())
+
+
+def test_few_contents_are_held(processes, monkeypatch):
+    """Of what is in memory until it is decoded, no more than the limit and one more."""
+    monkeypatch.setattr(decoding, "MAX_MEMBER_BYTES", 4000)
+    monkeypatch.setattr(decoding, "CHUNK_BYTES", 1500)
+    monkeypatch.setattr(decoding, "CHUNK", 100)
+    content = png(random_images(1, 16)[0])
+    assert 800 < len(content) < 1000
+    taken, held = 0, []
+
+    def items():
+        nonlocal taken
+        for number in range(60):
+            taken += 1
+            yield Item("x", content, number)
+    done = 0
+    for batch, _ in decoded(items(), 8, Report()):
+        held.append(taken - done)
+        done += len(batch)
+    assert done == 60
+    assert max(held) * len(content) <= 4000 + 2 * 1500 + len(content)
 
 
 def test_a_process_that_ends_is_said(processes):

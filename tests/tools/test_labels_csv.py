@@ -5,8 +5,10 @@ import csv
 import numpy as np
 import pytest
 
+from pipelines.common.errors import DataError
 from pipelines.shards import ShardSet
 from tests.tools.layouts import Photos, left_out, lines, run
+from tools.sources import labels_csv
 
 
 @pytest.fixture
@@ -54,7 +56,7 @@ def test_rows_without_a_label_and_images_without_a_row_are_unlabeled(kaggle, tmp
     (kaggle.path / "trainLabels.csv").write_text("\n".join([*text[:-1], "99,frog", "98,deer", ""]))  # 12 has no row
     status, said, err = with_csv(command, kaggle, tmp_path, "--test-fraction", "0")
     assert status == 0, err
-    assert f"{kaggle.path / 'trainLabels.csv'}: 3 rows without a label, 6 images without a row" in said
+    assert f"{kaggle.path / 'trainLabels.csv'}: 3 images without a label in their row, 6 images without a row" in said
     assert kaggle.labels(tmp_path / "s" / "train") == {name: label for name, label in kaggle.truth.items()
                                                        if name not in [f"train/{i}.png" for i in (1, 2, 3, 12)]}
     assert kaggle.names(tmp_path / "s" / "unlabeled") == [f"train/{i}.png" for i in (1, 12, 2, 3)]
@@ -158,7 +160,11 @@ def test_numbers_are_sorted_as_numbers_and_test_rows_are_the_test_set(tmp_path, 
     ("id,label\n1,x\n", ["--label-column", "y"], 2, "--label-column: found 'y', expected one of the columns of"),
     ("id,label\n1,x\n1,y\n", [], 1, "row 3: '1' has another label above"),
     ("id,label\n77,x\n88,y\n", [], 1, "none of its 2 rows names one of the 17 images below"),
-    ("label,id\nx\n", [], 1, "row 2 has 1 of 2 columns"), ("id,id,label\n1,1,x\n", [], 2, "--file-column: needed"),
+    ("label,id\nx\n", [], 1, "row 2 has 1 columns, the header 2"),
+    ("id,id,label\n1,1,x\n", [], 2, "--file-column: needed"), ("id,label\n1.png,a,b\n", [], 1, "row 2 has 3 columns"),
+    ("id,label\n,x\n", [], 1, "row 2 names no image in column id"),
+    ("id,label\n1,\"x\n2,y\n", [], 1, "not a readable CSV"),
+    ("id,label\n1,x\n2,0.5\n3,1.5\n", [], 2, "no test set"), ("id,label\n1,0.5\n2,1\n", [], 1, "label '0.5' found"),
     (b"id,label\n1,\xff\xfe\n", [], 1, "not in UTF-8"), ("id,label\n1,x\n2,x\n", [], 1, "a single class found, x"),
     ("id,label\n" + "1" * 70000 + ",x\n", [], 1, "not a readable CSV file (field larger"),
     ("id,label\n1,x\n2,y\n", ["--unlabeled"], 2, "choose one"), (None, [], 1, "gone.csv")])
@@ -173,13 +179,46 @@ def test_files_that_are_refused(kaggle, tmp_path, command, text, flags, status, 
     assert not (tmp_path / "s").exists()
 
 
+def test_a_class_of_test_images_alone_is_refused(kaggle, tmp_path, command):
+    rows = [f"train/{i}.png,{'xy'[i % 2]}" for i in range(1, 13)]
+    (kaggle.path / "trainLabels.csv").write_text("\n".join(["file,label", *rows, "test/1.png,z", "gone.png,w"]))
+    status, _, err = with_csv(command, kaggle, tmp_path)
+    assert (status, "class 'z' of test images is none of the training images, which have x, y" in err) == (1, True)
+    (kaggle.path / "trainLabels.csv").write_text("\n".join(["file,label", *rows, "test/1.png,x", "gone.png,w"]))
+    assert with_csv(command, kaggle, tmp_path)[0] == 0
+    assert ShardSet(tmp_path / "s" / "train").classes == ("x", "y")
+
+
+@pytest.mark.parametrize(("names", "row"), [(("a.png", "a.jpg"), "a"), (("train/a.png", "labeled/a.png"), "a.png")])
+def test_a_row_that_names_two_images(tmp_path, command, names, row):
+    photos = Photos(tmp_path / "p")
+    for name in (*names, "train/b.png", "train/c.png"):
+        photos.save(name)
+    (photos.path / "l.csv").write_text(f"file,label\n{row},cat\nb,dog\nc,cat\n")
+    status, _, err = with_csv(command, photos, tmp_path, "--test-fraction", "0", file="l.csv")
+    if names[0] == "a.png":  # by their names, else by their paths from train/
+        assert (status, f"'{row}' names several images" in err) == (1, True)
+    else:
+        assert status == 0
+        assert photos.labels(tmp_path / "s" / "train") == {"train/a.png": "cat", "train/b.png": "dog",
+                                                           "train/c.png": "cat"}
+
+
+def test_files_that_are_renamed_meanwhile_are_noticed(kaggle, tmp_path):
+    source = labels_csv.read(kaggle.path, 8, kaggle.path / "trainLabels.csv", test_fraction=0.3)
+    (kaggle.path / "train" / "1.png").rename(kaggle.path / "train" / "99.png")
+    for split in source.splits:
+        with pytest.raises(DataError, match="it had 17 images, and now has others"):
+            list(split.batches())
+
+
 def test_one_name_in_two_folders_is_not_enough(tmp_path, command):
     photos = Photos(tmp_path / "p")
     photos.add("a", 3)
     photos.add("b", 3)
     (photos.path / "l.csv").write_text("id,label\n0,x\n1,y\n2,x\n")
     status, _, err = with_csv(command, photos, tmp_path, file="l.csv")
-    assert (status, "names several images below" in err) == (1, True)
+    assert (status, "names several images; name them by their paths" in err) == (1, True)
 
 
 def test_columns_without_the_file(kaggle, tmp_path, command):

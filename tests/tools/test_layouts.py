@@ -7,9 +7,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from pipelines.common.errors import DataError
 from pipelines.shards import ShardSet
 from tests.tools.layouts import SIZE, Photos, left_out, lines, run
 from tools import verify
+from tools.sources import folder as folder_source
 
 
 @pytest.fixture
@@ -264,7 +266,7 @@ def test_links_in_circles_end(split_photos, tmp_path, command):
     os.symlink(split_photos.path / "nowhere", split_photos.path / "train" / "cat" / "gone.png")
     said = prepared(command, split_photos, tmp_path)
     assert len(ShardSet(tmp_path / "s" / "train")) == 18
-    assert said[-1] == "left out: train/cat/gone.png; no images taken from: links to folders around them"
+    assert said[-1] == "left out: train/cat/gone.png (broken links); no images taken from: links to folders around them"
 
 
 def test_a_link_to_the_source_gives_no_class_the_images_of_another(split_photos, tmp_path, command):
@@ -308,6 +310,95 @@ def test_doubts_about_the_classes_are_said(photos, tmp_path, command):
         case.add(name, 3)
     said = prepared(command, case, tmp_path, "--test-fraction", "0", "--force")
     assert sum("differ by case, spaces or the form of letters only" in line for line in said) == 2
+
+
+def test_classes_below_unlabeled_are_taken_once(photos, tmp_path, command):
+    for name in ("unlabeled/cat", "unlabeled/dog"):
+        photos.add(name, 3)
+    prepared(command, photos, tmp_path, "--classes", "unlabeled/cat", "unlabeled/dog", "--test-fraction", "0")
+    assert [path.name for path in (tmp_path / "s").iterdir()] == ["train"]
+    assert photos.names(tmp_path / "s" / "train") == sorted(photos.of)
+    status, _, err = run(command, photos.path, tmp_path / "x", "--classes", "unlabeled", "unlabeled/cat")
+    assert (status, "found unlabeled/cat twice, or inside another class" in err) == (2, True)
+
+
+@pytest.mark.parametrize(("link", "target"), [("all", "."), ("test", "train"), ("train/kitty", "cat"),
+                                              ("unlabeled", "train/dog"), ("val/cat", "../train/cat")])
+def test_a_folder_that_is_two_by_a_link_is_refused(photos, tmp_path, command, link, target):
+    for name in ("cat", "dog") if link == "all" else ("train/cat", "train/dog"):
+        photos.add(name, 3)
+    (photos.path / link).parent.mkdir(exist_ok=True)
+    os.symlink(target, photos.path / link, target_is_directory=True)
+    status, _, err = run(command, photos.path, tmp_path / "s", *["--test-fraction", "0.3"] * (link != "val/cat"))
+    assert (status, len(lines(err))) == (1, 1)
+    assert "the same folder as" in err
+
+
+def test_links_to_folders_elsewhere_are_followed(photos, tmp_path, command):
+    elsewhere = Photos(tmp_path / "elsewhere")
+    elsewhere.add("one", 2)
+    elsewhere.add("two/deep", 2)
+    for name, target in (("cat", "one"), ("dog", "two")):
+        os.symlink(tmp_path / "elsewhere" / target, photos.path / name, target_is_directory=True)
+    os.symlink("self", photos.path / "cat" / "self")  # a link to itself
+    said = prepared(command, photos, tmp_path, "--test-fraction", "0")
+    assert f"{photos.path}: 2 classes: cat 2, dog 2; if these are no classes: --unlabeled" in said
+    assert said[-1] == "left out: cat/self (broken links)"
+
+
+def test_what_lies_in_a_test_set_that_is_not_used_is_counted(split_photos, tmp_path, command):
+    split_photos.add("val/cat", 3)
+    split_photos.add("val", 2)
+    (split_photos.path / "val" / "cat" / "notes.pdf").write_bytes(b"x")
+    (split_photos.path / "unlabeled").mkdir()
+    said = prepared(command, split_photos, tmp_path)
+    assert said[-1] == ("left out: val/cat/notes.pdf; 5 images (val/, since test/ is the test set); no images taken "
+                        "from: unlabeled")
+
+
+@pytest.mark.parametrize(("layout", "flags", "test", "unlabeled", "words"), [
+    ({"test/images": 3}, ["--test-fraction", "0"], None, None, "3 images (test/, which has no class folders)"),
+    ({"test/images": 3, "val/cat": 1}, [], 1, 3, None),
+    ({"val": 2}, ["--test-fraction", "0"], None, None, "2 images (val/, which"),
+    ({"test/cat": 1, "test/bird": 2}, ["--classes", "cat", "dog"], 1, None, "2 images (test/bird/)")])
+def test_test_sets_of_other_forms(photos, tmp_path, command, layout, flags, test, unlabeled, words):
+    for name in ("train/cat", "train/dog"):
+        photos.add(name, 3)
+    for name, count in layout.items():
+        photos.add(name, count)
+    said = prepared(command, photos, tmp_path, *flags)
+    for split, count in (("test", test), ("unlabeled", unlabeled)):
+        assert (len(ShardSet(tmp_path / "s" / split)) if (tmp_path / "s" / split).exists() else None) == count
+    assert words is None or words in said[-1]
+
+
+def test_a_class_that_damage_leaves_alone_is_refused(photos, tmp_path, command):
+    photos.add("cat", 3)
+    (photos.path / "dog").mkdir()
+    for i in range(3):
+        (photos.path / "dog" / f"{i}.png").write_bytes(b"x")
+    status, _, err = run(command, photos.path, tmp_path / "s", "--test-fraction", "0", "--skip-damaged")
+    assert (status, "a single class with images is left, cat" in err) == (1, True)
+    assert not (tmp_path / "s").exists()
+
+
+def test_folders_that_are_too_deep(photos, tmp_path, command):
+    photos.add("a", 2)
+    photos.add("b" + "/x" * 99, 2)
+    assert run(command, photos.path, tmp_path / "s", "--test-fraction", "0")[0] == 0
+    photos.add("b" + "/x" * 100, 2)
+    status, _, err = run(command, photos.path, tmp_path / "t", "--test-fraction", "0")
+    assert (status, "more than 100 folders in one another found" in err) == (1, True)
+
+
+def test_a_file_that_is_renamed_between_two_splits_is_noticed(photos):
+    for name in ("cat", "dog"):
+        photos.add(name, 5)
+    train, test = folder_source.read(photos.path, SIZE, test_fraction=0.3).splits
+    assert sum(len(images) for images, _ in train.batches()) == 6
+    (photos.path / "cat" / "0.png").rename(photos.path / "cat" / "9.png")
+    with pytest.raises(DataError, match="cat: it had 5 images, and now has others"):
+        list(test.batches())
 
 
 def test_damaged_files_are_named_at_once_or_left_out(split_photos, tmp_path, command):
@@ -370,7 +461,7 @@ def test_further_frames_are_said(photos, tmp_path, command):
             frames[0].save(photos.path / name / f"x.{kind}", save_all=name == "a",
                            append_images=frames[1:] * (name == "a"))
     said = prepared(command, photos, tmp_path, "--test-fraction", "0")
-    assert said[-1] == "left out: 3 images' frames, pages or previews (behind the first)"
+    assert said[-1] == "left out: 3 images (frames, pages or previews behind the first)"
     assert ShardSet(tmp_path / "s" / "train").read(np.arange(6)).max() < 20
 
 

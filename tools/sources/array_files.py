@@ -14,8 +14,8 @@ import numpy as np
 from pipelines.common.errors import DataError, damage, shown
 from pipelines.common.reading import open_regular, read_npy_header
 from pipelines.common.words import short
-from tools.sources.report import FILES, Report
-from tools.sources.walk import extension, is_junk_file, is_junk_folder
+from tools.sources.report import FILES, FOLDERS, Report
+from tools.sources.walk import extension, folders_in, is_junk_file, is_junk_folder
 
 DEFLATE = 1032  # to one is the most that zip files compress
 OPENER = Callable[[], AbstractContextManager[BinaryIO]]
@@ -84,7 +84,10 @@ def find(path: Path, report: Report) -> list[Array]:
     with damage(f"{path}: not a readable .npz or .npy",
                 missing=f"{path}: not found; --source is an .npz, an .npy or a folder of .npy files"):
         if path.is_dir():
-            files = (path / name for name in _npy_names(sorted(os.listdir(path)), report))
+            for folder in folders_in(path):
+                report.leave_out(FOLDERS, folder, folder)
+            files = (path / name for name in _npy_names(sorted(
+                name for name in os.listdir(path) if not (path / name).is_dir()), report))
             return [_filed(file, file.stem) for file in files]
         return _archived(path, report) if path.suffix.lower() == ".npz" else [_filed(path, "images")]
 
@@ -95,7 +98,7 @@ def _npy_names(names: list[str], report: Report) -> Iterator[str]:
         *folders, last = name.split("/")
         if is_junk_file(last) or any(map(is_junk_folder, folders)):
             report.leave_out(FILES, "._*" if last.startswith("._") else short(last), short(name))
-        elif last.endswith(".npy"):
+        elif last.lower().endswith(".npy"):
             yield name
         elif last:  # else a folder in a zip file
             report.leave_out(FILES, extension(last) or "no extension", short(name))

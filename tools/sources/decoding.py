@@ -118,7 +118,7 @@ def _collected(done: tuple[list[Item], int, Future], size: int, report: Report) 
         if answer.brightest is not None:
             report.deep(answer.brightest)
         if answer.frames:
-            report.leave_out(FRAMES, "behind the first", item.name)
+            report.leave_out(FRAMES, "frames, pages or previews behind the first", item.name)
     if images:
         yield np.stack(images), None if labels[0] is None else np.array(labels)
 

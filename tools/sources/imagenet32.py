@@ -14,9 +14,9 @@ from pipelines.common.errors import DataError, damage, shown
 from pipelines.common.reading import open_regular
 from tools.sources import Batches, Source
 from tools.sources.pickles import Array, Span, open_dict
-from tools.sources.report import FILES, Report
+from tools.sources.report import Report
 from tools.sources.splits import Part, assemble
-from tools.sources.walk import one_level_down
+from tools.sources.walk import one_level_down, report_others
 
 IMAGE_SHAPE = (32, 32, 3)
 ROW_BYTES = 32 * 32 * 3
@@ -62,9 +62,9 @@ def read(path: Path) -> Source:
         if not (folder / name).is_file():
             raise DataError(f"{folder / name}: missing; {EXPECTED}")
     report = Report()
-    for file in sorted(folder.glob("train_data_batch_*")):
-        if file.name not in TRAIN:
-            report.leave_out(FILES, file.name, file.name)
+    if folder != path:
+        report.note(f"{folder} is read")
+    report_others(folder, (*TRAIN, TEST), report)
     train = _part([_look(folder / name) for name in TRAIN], f"{TRAIN[0]} to 10")
     test = None if test_folder is None else _part([_look(test_folder / TEST)], TEST)
     splits = assemble(str(path), CLASSES, train, test, [], None if test else 0, report)

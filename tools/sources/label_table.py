@@ -44,6 +44,7 @@ class LabelTable:
         self.labels: dict[str, int] = {}
         self.splits: dict[str, int] = {}
         self.notes: list[str] = []
+        self.rows = 0
         self._used: set[str] = set()
         self._odd_split: str | None = None  # what is no split
         rows = self._rows()
@@ -73,9 +74,15 @@ class LabelTable:
             self.splits = self.splits if self._odd_split is None else {}
 
     def use(self, keys: Sequence[str]) -> tuple[int, int | None] | None:
-        """The label's number and the split of the image that has one of these keys; None where no row names it."""
+        """The label's number and the split of the image that has one of these keys; None where no row names it.
+
+        Raises DataError where an image before had it.
+        """
         for key in keys:
             if key in self.labels:
+                if key in self._used:
+                    raise DataError(f"{self.file}: {shown(key)} names several images; name them by their paths and "
+                                    f"with their extensions")
                 self._used.add(key)
                 return self.labels[key], self.splits.get(key)
         return None
@@ -112,9 +119,13 @@ class LabelTable:
         return len(cells) > 1 and all(cell in ONE_HOT for _, cell in cells)
 
     def _add(self, number: int, row: list[str]) -> None:
-        if len(row) <= self._name_at:
-            raise DataError(f"{self.file}: row {number} has {len(row)} of {len(self._header)} columns")
+        if len(row) <= self._name_at or any(map(str.strip, row[len(self._header):])):
+            raise DataError(f"{self.file}: row {number} has {len(row)} columns, the header {len(self._header)}; if it "
+                            f"has the separator in a name, quote that")
         name = row[self._name_at].strip()
+        self.rows += 1
+        if not name:
+            raise DataError(f"{self.file}: row {number} names no image in column {self.file_column}")
         key, label = plain(name), self.vocabulary.number(self._label(number, row))
         if self.labels.setdefault(key, label) != label:
             raise DataError(f"{self.file}: row {number}: {shown(name)} has another label above; expected one an image")
@@ -152,7 +163,7 @@ def _read(file: Path) -> Iterator[list[str]]:
             header = text.readline(MAX_FIELD)
             text.seek(0)
             csv.field_size_limit(MAX_FIELD)
-            yield from csv.reader(text, delimiter=max(DELIMITERS, key=header.count), skipinitialspace=True)
+            yield from csv.reader(text, delimiter=max(DELIMITERS, key=header.count), skipinitialspace=True, strict=True)
         except UnicodeError:
             raise DataError(f"{file}: not in UTF-8; save it as CSV in UTF-8") from None
         except csv.Error as error:

@@ -1,21 +1,24 @@
 """Images in a folder whose labels are in a CSV file: which row is of which image."""
 
+import os
+import posixpath
+from array import array
 from collections.abc import Iterator
-from dataclasses import dataclass
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 
 import numpy as np
 
 from pipelines.common.errors import DataError, shown
+from pipelines.common.progress import progress_bar
 from tools.sources import Source
 from tools.sources.decoding import Item, decoded
-from tools.sources.files import ImageFiles
+from tools.sources.files import ImageFiles, Seen, changed
 from tools.sources.folder import check_folder
 from tools.sources.images import RESIZED
 from tools.sources.label_table import TEST, TRAIN, VAL, LabelTable
 from tools.sources.report import IMAGES, ROWS, Report
-from tools.sources.splits import TEST_NAMES, TRAIN_NAMES, VAL_NAMES, Part, assemble
-from tools.sources.walk import images_below
+from tools.sources.splits import TEST_NAMES, TRAIN_NAMES, VAL_NAMES, Part, Vocabulary, assemble, find_split
+from tools.sources.walk import extension, folders_in, images_below
 
 PLACES = {TEST: "test/", VAL: "val/"}
 
@@ -46,13 +49,12 @@ def read(path: Path, size: int, file: Path, *, file_column: str | None = None, l
     files = ImageFiles(path, size, Report(skip_damaged))
     files.report.used.add(files.name(file))
     rows = LabelTable(file, file_column, label_column)
-    places = Places(path, file)
-    images = sum(1 for _ in images_below(path, files.report, inside=path))
-    scheme = places.best(rows, images)
-    files.report.note("; ".join([f"{file}: {len(rows.labels):,} rows; column {rows.file_column} names images by "
-                                 f"{places.describe(scheme)}, column {rows.label_column} their classes", *rows.notes]))
-    names, order = rows.vocabulary.classes()
-    chosen = _Chosen(files, rows, places, scheme, np.append(order, -1).astype(np.int32))
+    images = _Images(files, rows)
+    files.report.note("; ".join([
+        f"{file}: {rows.rows:,} rows; column {rows.file_column} names images by "
+        f"{images.places.describe(images.scheme)}, column {rows.label_column} their classes", *rows.notes]))
+    chosen = _Chosen(files, rows, images)
+    names = chosen.classes
     for name in rows.unused():
         files.report.leave_out(ROWS, f"{file.name}: rows of images that are not there", name)
     train, test, unlabeled = chosen.parts()
@@ -63,7 +65,6 @@ def read(path: Path, size: int, file: Path, *, file_column: str | None = None, l
     return Source("folder", (size, size, 3), splits, origin, files.report)
 
 
-@dataclass(frozen=True)
 class Places:
     """The names that an image may have in a row; pure arithmetic of paths.
 
@@ -72,96 +73,123 @@ class Places:
         file: the CSV file.
     """
 
-    path: Path
-    file: Path
-
     SCHEMES = ("its path from the source", "its path from the folder of the training images",
                "its path from the folder of the file", "its name")
 
-    def keys(self, image: Path, scheme: int) -> list[str]:
-        """By a scheme, its name with and without extension; none where it has none by this scheme."""
-        inside = PurePosixPath(image.relative_to(self.path))
-        if scheme == 1:
-            if inside.parts[0].lower() not in TRAIN_NAMES or len(inside.parts) < 2:
-                return []
-            inside = PurePosixPath(*inside.parts[1:])
-        elif scheme == 2:
-            try:
-                inside = PurePosixPath(image.resolve().relative_to(self.file.resolve().parent))
-            except ValueError:
-                return []
-        elif scheme == 3:
-            inside = PurePosixPath(inside.name)
-        return [str(inside), str(inside.with_suffix(""))]
+    def __init__(self, path: Path, file: Path):
+        train = find_split(folders_in(path), TRAIN_NAMES)[:1]
+        self._train = f"{train[0]}/" if train else None
+        from_file = os.path.relpath(path.resolve(), file.resolve().parent).replace(os.sep, "/")
+        self._from_file = "" if from_file == "." else f"{from_file}/"
 
-    def best(self, rows: LabelTable, images: int) -> int:
-        """The first of the schemes that fits most rows.
-
-        Where none fits any, rows are taken by what follows their last slash.
-
-        Raises:
-            DataError: that fits none of the ``images`` there are, either; or names are not enough.
+    def keys(self, image: str, scheme: int) -> list[str]:
+        """By a scheme, the name of an image (its path from the source) with and without extension; none where it has
+        none by this scheme.
         """
-        sizes, twice = self._fitting(rows)
-        if not any(sizes) and any("/" in key for key in rows.labels):
-            rows.by_last_part()
-            sizes, twice = self._fitting(rows)
-        scheme = sizes.index(max(sizes))
-        if not sizes[scheme]:
-            first, image = next(iter(rows.labels)), next(images_below(self.path), None)
-            instead = "" if image is None else f"; the first image is {image.relative_to(self.path)}"
-            raise DataError(f"{rows.file}: none of its {len(rows.labels):,} rows names one of the {images:,} images "
-                            f"below {self.path}; the first has {shown(first)} in column {rows.file_column}{instead}")
-        if scheme == len(sizes) - 1 and twice is not None:
-            raise DataError(f"{rows.file}: {shown(twice)} names several images below {self.path}; name them by their "
-                            f"path from there")
-        return scheme
-
-    def _fitting(self, rows: LabelTable) -> tuple[list[int], str | None]:
-        """How many rows each scheme fits, and a name that fits several images."""
-        fitted: list[set[str]] = [set() for _ in self.SCHEMES]
-        twice: str | None = None
-        for image in images_below(self.path):
-            for scheme, found in enumerate(fitted):
-                key = next((key for key in self.keys(image, scheme) if key in rows.labels), None)
-                if key is not None:
-                    if scheme == len(fitted) - 1 and key in found:
-                        twice = key
-                    found.add(key)
-        return [len(found) for found in fitted], twice
+        if scheme == 1:
+            if self._train is None or not image.startswith(self._train):
+                return []
+            image = image[len(self._train):]
+        elif scheme == 2:
+            image = posixpath.normpath(self._from_file + image)
+        elif scheme == 3:
+            image = image.rpartition("/")[2]
+        return [image, image[:-len(suffix)]] if (suffix := extension(image)) else [image]
 
     def describe(self, scheme: int) -> str:
         """A scheme, in words."""
         return self.SCHEMES[scheme]
 
 
-class _Chosen:
-    """The images of a folder with the labels of their rows, in the order of their names.
+class _Images:
+    """The images below a folder by their names, in order, and how the rows name them.
 
     Args:
         files: of the source.
-        rows, places, scheme: see there.
-        order: a label's class by its number so far; its last element is −1, for none.
+        rows: of the table; where none names an image by its path, they are taken by what follows their last slash.
+
+    Raises DataError where these name none, either.
     """
 
-    def __init__(self, files: ImageFiles, rows: LabelTable, places: Places, scheme: int, order: np.ndarray):
-        self._files, self._path = files, files.path
-        labels, split, without_label, without_row = [], [], 0, 0
-        for image in images_below(files.path):
-            found = rows.use(places.keys(image, scheme))
-            number, in_table = (None, None) if found is None else found
-            labels.append(-1 if number is None else int(order[number]))
-            split.append(self._split(image) if in_table is None else in_table)
-            without_row += number is None
-            without_label += number == -1
-        self._labels, self._split_of = np.array(labels, np.int32), np.array(split, np.int8)
-        if without_label or without_row:
-            files.report.note(f"{rows.file}: {without_label:,} rows without a label, {without_row:,} images without a "
-                              f"row")
+    def __init__(self, files: ImageFiles, rows: LabelTable):
+        self.places = Places(files.path, rows.file)
+        self.seen, first = Seen(), ""
+        fitted: list[set[str]] = [set() for _ in Places.SCHEMES]  # rows
+        with progress_bar(None, " images", str(files.path), delay=2) as bar:
+            for image in images_below(files.path, files.report, inside=files.path):
+                name = files.name(image)
+                first = first or name
+                self.seen = self.seen.and_(name)
+                for scheme, found in enumerate(fitted):
+                    found.update(self._row(rows, name, scheme))
+                bar.update()
+        if not any(fitted) and any("/" in key for key in rows.labels):
+            rows.by_last_part()
+            for image in images_below(files.path):
+                for scheme, found in enumerate(fitted):
+                    found.update(self._row(rows, files.name(image), scheme))
+        self.scheme = max(range(len(fitted)), key=lambda scheme: len(fitted[scheme]))  # the first of the best
+        if not fitted[self.scheme]:
+            instead = f"; the first image is {first}" if first else ""
+            raise DataError(f"{rows.file}: none of its {rows.rows:,} rows names one of the {self.seen.count:,} images "
+                            f"below {files.path}; the first has {shown(next(iter(rows.labels)))} in column "
+                            f"{rows.file_column}{instead}")
 
-    def _split(self, image: Path) -> int:
-        """By the folder that it is in."""
-        first = image.relative_to(self._path).parts[0].lower()
+
+    def _row(self, rows: LabelTable, name: str, scheme: int) -> list[str]:
+        """The row that names an image by a scheme, if there is one."""
+        return [key for key in self.places.keys(name, scheme) if key in rows.labels][:1]
+
+
+class _Chosen:
+    """The images of a folder with the labels of their rows, in the order of their names.
+
+    ``classes`` are those of the training images. Raises DataError for a test label that these lack.
+
+    Args:
+        files: of the source.
+        rows: of the table.
+        images: which of them name which.
+    """
+
+    def __init__(self, files: ImageFiles, rows: LabelTable, images: _Images):
+        self._files, self._path, self._seen = files, files.path, images.seen
+        numbers, split, without_label, without_row = array("i"), bytearray(), 0, 0
+        for image in images_below(files.path):
+            name = files.name(image)
+            found = rows.use(images.places.keys(name, images.scheme))
+            number, in_table = (-1, None) if found is None else found
+            numbers.append(number)
+            split.append(self._split(name) if in_table is None else in_table)
+            without_row += found is None
+            without_label += found is not None and number < 0
+        self._split_of = np.frombuffer(split, np.uint8)
+        self.classes, self._labels = self._classes(np.frombuffer(numbers, np.int32), rows)
+        if without_label or without_row:
+            files.report.note(f"{rows.file}: {without_label:,} images without a label in their row, {without_row:,} "
+                              f"images without a row")
+
+    def _classes(self, numbers: np.ndarray, rows: LabelTable) -> tuple[tuple[str, ...], np.ndarray]:
+        """The classes, and that of each image, by the numbers of their labels."""
+        vocabulary, texts = Vocabulary(str(rows.file)), rows.vocabulary.labels
+        in_training = np.unique(numbers[(self._split_of == TRAIN) & (numbers >= 0)])
+        for number in in_training:
+            vocabulary.number(texts[number])
+        names, order = vocabulary.classes()
+        classes = np.full(len(texts) + 1, -1, np.int32)  # of each number; the last is for none
+        classes[in_training] = order
+        labels = classes[numbers]
+        odd = np.flatnonzero((labels < 0) & (numbers >= 0))
+        if len(odd) and len(in_training):
+            raise DataError(f"{rows.file}: class {shown(texts[numbers[odd[0]]])} of test images is none of the "
+                            f"training images, which have {', '.join(names[:10])}{', …' * (len(names) > 10)}")
+        if len(odd):  # no training image has a label
+            labels[odd] = 0
+        return names, labels
+
+    def _split(self, name: str) -> int:
+        """By the folder that an image is in."""
+        first = name.partition("/")[0].lower() if "/" in name else ""
         return TEST if first in TEST_NAMES else VAL if first in VAL_NAMES else TRAIN
 
     def parts(self) -> tuple[Part, Part | None, list[Part]]:
@@ -185,13 +213,14 @@ class _Chosen:
         def items(mask: np.ndarray | None) -> Iterator[Item]:
             wanted = np.zeros(len(self._labels), bool)
             wanted[inside if mask is None else inside[mask]] = True
-            number = -1
-            for number, image in enumerate(images_below(self._path)):
-                if number >= len(wanted):
+            now = Seen()
+            for image in images_below(self._path):
+                name, at = self._files.name(image), now.count
+                now = now.and_(name)
+                if now.count > len(wanted):
                     break
-                if wanted[number]:
-                    yield Item(self._files.name(image), image, int(self._labels[number]))
-            if number + 1 != len(wanted):
-                raise DataError(f"{self._path}: it had {len(wanted):,} images, and now has another number; start "
-                                f"again when no program changes it")
+                if wanted[at]:
+                    yield Item(name, image, int(self._labels[at]))
+            if now != self._seen:
+                raise changed(self._path, self._seen.count)
         return Part(len(inside), labels, lambda mask: decoded(items(mask), self._files.size, self._files.report), place)

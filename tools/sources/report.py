@@ -1,6 +1,7 @@
 """What a conversion saw: how it understood its source, what it left out by kind and number, and damaged images."""
 
 from pipelines.common.errors import DataError
+from pipelines.common.words import some
 
 NAMES, ALL_NAMES, DAMAGED_NAMES = 1000, 20_000, 20_000  # that are kept for the manifest: of a kind, in all, of damaged
 KINDS = 1000  # that are told apart
@@ -11,7 +12,7 @@ DARK = 0.25  # of the range: 16-bit images whose brightest pixel is below are na
 
 # Groups of what is left out, and how a line says them.
 FILES, IMAGES, FRAMES, FOLDERS, ARRAYS, ROWS = "files", "images", "frames", "folders", "arrays", "rows"
-PHRASES = {FILES: "", IMAGES: "{} images", FRAMES: "{} images' frames, pages or previews", ARRAYS: "", ROWS: "{} rows"}
+PHRASES = {FILES: "file", IMAGES: "image", FRAMES: "image", ARRAYS: "array", ROWS: "row"}
 
 
 class Tally:
@@ -108,12 +109,12 @@ class Report:
         if FOLDERS in self._left_out:
             parts.append(f"no images taken from: {_listed(self._left_out[FOLDERS])}")
         if self._damaged.count:
-            parts.append(f"{self._damaged.count:,} damaged images: {self._damaged_names()}")
+            parts.append(f"{some(self._damaged.count, 'damaged image')}: {self._damaged_names()}")
         found = [f"left out: {'; '.join(parts + self._hints)}"] if parts else []
         if self._deep and self._brightest < DARK * 65535:
-            found.append(f"dark: the brightest pixel of {self._deep:,} images of 16 bits is {self._brightest:,} of "
-                         f"65,535, and 16 bits become 8 by a division by 257; if they use fewer bits, multiply their "
-                         f"pixels first (by 16 for 12 bits)")
+            found.append(f"dark: the brightest pixel of {some(self._deep, 'image')} of 16 bits is {self._brightest:,} "
+                         f"of 65,535, and 16 bits become 8 by a division by 257; if they use fewer bits, multiply "
+                         f"their pixels first (by 16 for 12 bits)")
         return found
 
     def as_dict(self) -> dict:
@@ -126,11 +127,13 @@ class Report:
         """``25 files (.avif 5, no extension 3), labels.csv``; ``12 images (val/, since test/ is the test set)``."""
         kinds = self._left_out[group]
         if group == ARRAYS:
-            return f"arrays {' and '.join([*kinds][:SHOWN_KINDS])}{', …' * (len(kinds) > SHOWN_KINDS)}"
+            listed = "; ".join([*kinds][:SHOWN_KINDS])
+            return f"arrays: {listed}{'; …' * (len(kinds) > SHOWN_KINDS)}"
         if group != FILES:
-            parts = [f"{PHRASES[group].format(f'{tally.count:,}')} ({kind})" for kind, tally in kinds.items()]
+            parts = [f"{some(tally.count, PHRASES[group])} ({kind})" for kind, tally in kinds.items()]
             return ", ".join(parts[:SHOWN_KINDS] + ["…"] * (len(parts) > SHOWN_KINDS))
-        once = [tally.names[0] for tally in kinds.values() if tally.count == 1 and tally.names]  # named instead
+        once = [tally.names[0] if kind.startswith(".") or kind == tally.names[0].rpartition("/")[2] else
+                f"{tally.names[0]} ({kind})" for kind, tally in kinds.items() if tally.count == 1 and tally.names]
         several = {kind: tally for kind, tally in kinds.items() if not (tally.count == 1 and tally.names)}
         total = sum(tally.count for tally in several.values())
         parts = [f"{total:,} files ({_listed(several)})"] if several else []

@@ -16,7 +16,7 @@ from tools.sources import Batches, Source, tars
 from tools.sources.images import RESIZED, to_square
 from tools.sources.report import Report
 from tools.sources.splits import Part, assemble
-from tools.sources.walk import one_level_down
+from tools.sources.walk import one_level_down, report_others
 
 SIDE = 96  # pixels
 IMAGE_BYTES = 3 * SIDE * SIDE
@@ -75,7 +75,7 @@ def read(path: Path, size: int | None = None) -> Source:
         DataError: a missing or damaged file, a file that is no whole number of images, labels other than 1 to 10.
     """
     report = Report()
-    files = _find(path)
+    files = _find(path, report)
     for name in REQUIRED:
         if name not in files.sizes:
             raise DataError(f"{files.where(name)}: missing; the other files of STL-10 are here")
@@ -91,7 +91,7 @@ def read(path: Path, size: int | None = None) -> Source:
     return Source("stl10", (side, side, 3), splits, origin, report)
 
 
-def _find(path: Path) -> Files:
+def _find(path: Path, report: Report) -> Files:
     if path.is_file():
         return _archive(path)
     if not path.is_dir():
@@ -105,6 +105,9 @@ def _find(path: Path) -> Files:
             return _archive(path / ARCHIVE)
         raise DataError(f"{path}: no STL-10 here; {EXPECTED}")
     folder = found[0]
+    report_others(folder, FILES, report)
+    if folder != path:
+        report.note(f"{folder} is read")
     sizes = {name: os.path.getsize(folder / name) for name in FILES if (folder / name).is_file()}
     return Files(folder, os.sep, sizes, lambda name: open_regular(folder / name))
 

@@ -10,7 +10,8 @@ import numpy as np
 
 from pipelines.common.errors import DataError
 from tools.sources import Batches, Source, Split, matlab
-from tools.sources.walk import one_level_down
+from tools.sources.report import Report
+from tools.sources.walk import one_level_down, report_others
 
 IMAGE_SHAPE = (32, 32, 3)
 IMAGES = {"train": 73_257, "test": 26_032, "extra": 531_131}  # of the published files; one that claims more is none
@@ -33,7 +34,11 @@ def read(path: Path) -> Source:
     if len(found) > 1:
         raise DataError(f"{path}: SVHN's files found in {', '.join(one.name for one in found)}, expected a single "
                         f"folder; --source names it")
-    path = found[0] if found else path
+    report = Report()
+    if found and found[0] != path:
+        report.note(f"{found[0]} is read")
+        path = found[0]
+    report_others(path, [f"{name}_32x32.mat" for name in IMAGES], report)
     names = ["train", "test"] + (["extra"] if (path / "extra_32x32.mat").exists() else [])
     splits = []
     for name in names:
@@ -41,7 +46,7 @@ def read(path: Path) -> Source:
         images, labels = _open(file, IMAGES[name])
         classes = None if name == "extra" else CLASSES
         splits.append(Split(name, images.shape[3], _batches(file, images, labels if classes else None), classes))
-    return Source("svhn", IMAGE_SHAPE, tuple(splits), {"path": str(path.resolve())})
+    return Source("svhn", IMAGE_SHAPE, tuple(splits), {"path": str(path.resolve())}, report)
 
 
 def _open(file: Path, most: int) -> tuple[matlab.Matrix, matlab.Matrix]:

@@ -47,12 +47,17 @@ def find_tars(paths: Sequence[Path], report: Report) -> dict[str, list[Tar]]:
             found.setdefault(os.path.abspath(tar.path), tar)
     if not found:
         raise DataError("; ".join([f"{paths[0]}: no tars found, {EXPECTED}", *report.lines()]))
+    real: dict[str, Path] = {}
+    for tar in found.values():
+        if (first := real.setdefault(os.path.realpath(tar.path), tar.path)) != tar.path:
+            raise DataError(f"{tar.path}: the same file as {first}, by a link; its images would be taken twice")
     several = len({tar.path.parent for tar in found.values() if not tar.folder}) > 1
     splits: dict[str, list[Tar]] = {}
     for tar in sorted(found.values(), key=lambda tar: str(tar.path)):
         around = tar.folder or (tar.path.parent.name if several else "")
         folder = around if is_split(around) else ""
-        words = [folder] if folder else [] if len(found) == 1 else re.split("[^a-z]+", tar.path.name.lower())
+        named = folder or ("" if len(found) == 1 else tar.path.name)
+        words = re.split("[^a-z]+", named.lower())
         splits.setdefault(_split(words), []).append(tar._replace(folder=folder))
     return splits
 

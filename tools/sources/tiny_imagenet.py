@@ -13,6 +13,7 @@ from pipelines.common.reading import open_regular
 from pipelines.shards.manifest import MAX_CLASSES
 from tools.sources import Source
 from tools.sources.decoding import Item, decoded
+from tools.sources.files import Seen, changed
 from tools.sources.images import RESIZED, Damaged
 from tools.sources.report import FILES, FOLDERS, IMAGES, Report
 from tools.sources.splits import Part, assemble
@@ -255,30 +256,42 @@ class _Reader:
     def labeled(self, folders: Sequence[str], place: str) -> Part:
         """The images below the folders of classes 0, 1, ...; those that are not there have none."""
         there = [(folder, label) for label, folder in enumerate(folders) if self._files.has(folder)]
-        counts = [sum(1 for _ in self._files.images(folder, self._report)) for folder, _ in there]
-        labels = np.repeat(np.array([label for _, label in there], np.int32), counts)
-        return self._part([(folder, lambda name, label=label: label) for folder, label in there], labels, len(labels),
-                          place)
+        seen = [self._look(folder) for folder, _ in there]
+        labels = np.repeat(np.array([label for _, label in there], np.int32), [one.count for one in seen])
+        return self._part([(folder, lambda name, label=label: label) for folder, label in there], seen, labels, place)
 
     def part(self, folder: str, label: Callable[[str], int] | None, place: str) -> Part:
         """The images below a folder; ``label`` gives one's class by its name, None where they have none."""
-        found = [label(name) if label else -1 for name in self._files.images(folder, self._report)]
-        return self._part([(folder, label)], np.array(found, np.int32) if label else None, len(found), place)
+        seen = self._look(folder)
+        labels = np.array([label(name) for name in self._files.images(folder)], np.int32) if label else None
+        return self._part([(folder, label)], [seen], labels, place)
 
-    def _part(self, places: Sequence[tuple[str, Callable[[str], int] | None]], labels: np.ndarray | None, count: int,
-              place: str) -> Part:
+    def _look(self, folder: str) -> Seen:
+        seen = Seen()
+        for name in self._files.images(folder, self._report):
+            seen = seen.and_(name)
+        return seen
+
+    def _part(self, places: Sequence[tuple[str, Callable[[str], int] | None]], seen: Sequence[Seen],
+              labels: np.ndarray | None, place: str) -> Part:
         # Read whole: of a part either all images have labels, or none has.
-        return Part(count, labels, lambda mask: decoded(self._items(places), self._size, self._report), place)
+        return Part(sum(one.count for one in seen), labels, lambda mask: decoded(
+            self._items(places, seen), self._size, self._report), place)
 
-    def _items(self, places: Sequence[tuple[str, Callable[[str], int] | None]]) -> Iterator[Item]:
-        for folder, label in places:
+    def _items(self, places: Sequence[tuple[str, Callable[[str], int] | None]],
+               seen: Sequence[Seen]) -> Iterator[Item]:
+        for (folder, label), before in zip(places, seen, strict=True):
+            now = Seen()
             for name in self._files.images(folder):
+                now = now.and_(name)
                 try:
                     image = self._files.image(name)
                 except Damaged as error:
                     self._report.damaged(error.name, error.why)
                 else:
                     yield Item(name, image, label(name) if label else None)
+            if now != before:
+                raise changed(self._files.path / folder, before.count)
 
 
 def _validation(files: Folder, classes: Sequence[str], reader: _Reader, report: Report) -> Part:
@@ -322,9 +335,10 @@ def _annotated(files: Folder, classes: Sequence[str]) -> Callable[[str], int]:
 
 
 def _rest(files: Folder, report: Report) -> None:
-    """Report what lies beside ``train/``, ``val/`` and ``test/``."""
-    for _ in files.images(report=report, deep=False):
-        report.leave_out(IMAGES, "beside train/")
+    """Report what lies beside ``train/``, ``val/`` and ``test/``, and beside the classes."""
+    for folder, place in ((".", "beside train/"), ("train", "directly in train/")):
+        for _ in files.images(folder, report, deep=False):
+            report.leave_out(IMAGES, place)
     for folder in files.folders():
         if folder not in ("train", "val", "test"):
             if count := sum(1 for _ in files.images(folder)):

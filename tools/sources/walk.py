@@ -153,6 +153,15 @@ def _start(path: Path) -> bytes:
         return file.read(SIGNATURE_BYTES)
 
 
+def report_others(folder: Path, used: Iterable[str], report: Report) -> None:
+    """Report the files directly in a folder that are not ``used``."""
+    used = set(used)
+    with os.scandir(folder) as entries:
+        for name in sorted(entry.name for entry in entries if _is_file(entry) and entry.name not in used):
+            kind = name if is_junk_file(name) else extension(name) or "no extension"
+            report.leave_out(FILES, "._*" if name.startswith("._") else kind, name)
+
+
 def one_level_down(path: Path, names: Iterable[str]) -> list[Path]:
     """A folder, if it has one of these files, else those of the folders directly in it that do, sorted, without junk.
 
