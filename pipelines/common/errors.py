@@ -81,7 +81,8 @@ def shown(value: object, nested: bool = True) -> str:
     if value is None or isinstance(value, float) or (isinstance(value, int) and abs(value) < 2**64):
         return repr(value)
     if isinstance(value, tuple | list) and len(value) <= 4 and nested:
-        return f"({', '.join(shown(part, False) for part in value)}{',' * (len(value) == 1)})"
+        comma = "," * (len(value) == 1 and isinstance(value, tuple))
+        return f"({', '.join(shown(part, False) for part in value)}{comma})"
     return f"an integer of {value.bit_length():,} bits" if isinstance(value, int) else f"a {type(value).__name__}"
 
 

@@ -161,6 +161,7 @@ def test_label_types_that_lie(tmp_path, frugal, dtype, shape, message):
         arrays.read(tmp_path / "x.npz", test_fraction=0)
 
 
+@pytest.mark.slow
 def test_labels_of_the_greatest_size_are_read_piece_by_piece(tmp_path, frugal):
     """A few hundred KB that become 512 MB: one-hot rows of a million classes, and text of 4,096 bytes."""
     classes, count = 2**20, 2**17

@@ -191,6 +191,7 @@ def test_every_cut_of_a_packed_tar_is_refused(tmp_path, frugal, pack):
             read_whole(tmp_path / "x.tar")
 
 
+@pytest.mark.slow
 def test_xz_takes_no_more_memory_than_it_is_given(tmp_path, frugal):
     """A window of 1 GiB that zeros would fill, which few bytes ask for."""
     packer = lzma.LZMACompressor(filters=[{"id": lzma.FILTER_LZMA2, "dict_size": 2**27, "preset": 0}])

@@ -5,12 +5,14 @@ import re
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
+from PIL import features
+
 from pipelines.common.errors import DataError
 from pipelines.common.reading import open_regular
 from tools.sources.report import FILES, FOLDERS, Report
 
 EXTENSIONS = frozenset({".png", ".jpg", ".jpeg", ".jfif", ".jpe", ".bmp", ".dib", ".gif", ".webp", ".avif", ".tif",
-                        ".tiff", ".ppm", ".pgm", ".pbm", ".pnm"})
+                        ".tiff", ".ppm", ".pgm", ".pbm", ".pnm"} - ({".avif"} if not features.check("avif") else set()))
 NOT_READ = {".heic": "HEIC", ".heif": "HEIC", ".hif": "HEIC"}
 HEIC_HINT = "HEIC is not read: convert it to JPEG first, by heif-convert for instance"
 JUNK_FOLDERS = frozenset({"__macosx", "@eadir", "#recycle", "$recycle.bin", "system volume information", "lost+found",
