@@ -10,7 +10,7 @@ from PIL import Image
 from pipelines.common.errors import DataError
 from pipelines.shards import ShardSet
 from tests.tools.layouts import SIZE, Photos, left_out, lines, run
-from tools import verify
+from tools import prepare, verify
 from tools.sources import folder as folder_source
 
 
@@ -470,6 +470,8 @@ def test_further_frames_are_said(photos, tmp_path, command):
 def test_known_datasets_are_named(photos, tmp_path, command, file, name):
     (photos.path / file).write_bytes(b"")
     status, _, err = run(command, photos.path, tmp_path / "s")
+    assert (status, f"so this is {name}: python -m tools.prepare {name} reads it" in err) == (2, True)
+    status, _, err = command(prepare.main, "numpy", "--source", photos.path, "--out", tmp_path / "s")
     assert (status, f"so this is {name}: python -m tools.prepare {name} reads it" in err) == (2, True)
 
 

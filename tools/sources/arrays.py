@@ -15,6 +15,7 @@ from tools.sources.array_pixels import height_width, read_images, scales, square
 from tools.sources.images import RESIZED
 from tools.sources.report import ARRAYS, Report
 from tools.sources.splits import TEST_NAMES, TRAIN_NAMES, UNLABELED_NAMES, VAL_NAMES, Part, assemble
+from tools.sources.walk import refuse_known
 
 CHUNK = 1024  # images at a time, or fewer where they are large
 CHUNK_BYTES = 2**26
@@ -50,6 +51,7 @@ def read(path: Path, size: int | None = None, *, test_fraction: float | None = N
             has, a single class.
         UsageError: images that are not square, without ``size``; no test set, and no ``test_fraction``.
     """
+    refuse_known(path)
     report = Report()
     found = _named(find(path, report), path, report)
     chosen = _Chosen(found, report)

@@ -20,13 +20,10 @@ from tools.sources.splits import (
     is_split,
     looks_like_a_split,
 )
-from tools.sources.walk import folders_in, is_junk_folder
+from tools.sources.walk import folders_in, is_junk_folder, refuse_known
 
 NO_CLASSES = "; if these are no classes: --unlabeled"
 EXPECTED = "expected train/<class>/ folders, <class>/ folders, or images"
-KNOWN = {"wnids.txt": "tinyimagenet", "train_X.bin": "stl10", "data_batch_1": "cifar10", "data_batch_1.bin": "cifar10",
-         "fine_label_names.txt": "cifar100", "train_data_batch_1": "imagenet32", "train_32x32.mat": "svhn",
-         "tiny_images.bin": "tinyimages"}  # files by which other sources are known
 
 
 def read(path: Path, size: int, *, unlabeled: bool = False, classes: Sequence[str] = (),
@@ -70,9 +67,7 @@ def check_folder(path: Path) -> None:
     if not path.is_dir():
         raise DataError(f"{path}: not a folder" + (", but a file; if it is an archive, unpack it first"
                                                    if path.is_file() else ""))
-    for file, name in KNOWN.items():
-        if (path / file).is_file():
-            raise UsageError(f"{path}: {file} found, so this is {name}: python -m tools.prepare {name} reads it")
+    refuse_known(path)
 
 
 class _Layout:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from PIL import features
 
-from pipelines.common.errors import DataError
+from pipelines.common.errors import DataError, UsageError
 from pipelines.common.reading import open_regular
 from tools.sources.report import FILES, FOLDERS, Report
 
@@ -18,6 +18,9 @@ HEIC_HINT = "HEIC is not read: convert it to JPEG first, by heif-convert for ins
 JUNK_FOLDERS = frozenset({"__macosx", "@eadir", "#recycle", "$recycle.bin", "system volume information", "lost+found",
                           "@recently-snapshot", "@synoresource", "__pycache__", "ipynb_checkpoints"})
 JUNK_FILES = frozenset({"thumbs.db", "desktop.ini", "ehthumbs.db"})
+KNOWN = {"wnids.txt": "tinyimagenet", "train_X.bin": "stl10", "data_batch_1": "cifar10", "data_batch_1.bin": "cifar10",
+         "fine_label_names.txt": "cifar100", "train_data_batch_1": "imagenet32", "train_32x32.mat": "svhn",
+         "tiny_images.bin": "tinyimages"}  # files by which other sources are known
 DEEPEST = 100  # folders in one another
 SIGNATURES = (b"\x89PNG\r\n", b"\xff\xd8\xff", b"GIF8", b"II*\0", b"MM\0*")
 SIGNATURE_BYTES = 18
@@ -153,6 +156,13 @@ def _is_image(entry: os.DirEntry, inside: Path, report: Report | None) -> bool:
 def _start(path: Path) -> bytes:
     with open_regular(path) as file:
         return file.read(SIGNATURE_BYTES)
+
+
+def refuse_known(path: Path) -> None:
+    """Raise UsageError for the folder of a data set that has a source of its own, which the message names."""
+    for file, name in KNOWN.items():
+        if (path / file).is_file():
+            raise UsageError(f"{path}: {file} found, so this is {name}: python -m tools.prepare {name} reads it")
 
 
 def report_others(folder: Path, used: Iterable[str], report: Report) -> None:
