@@ -13,7 +13,7 @@ from pipelines.common.errors import DataError, reason, shown
 MAX_NPY_HEADER = 2**14  # bytes; NumPy itself refuses more than 10,000 characters, but reads them first
 
 
-def open_regular(path: Path, limit: int | None = None) -> BinaryIO:
+def open_regular(path: Path | str, limit: int | None = None) -> BinaryIO:
     """Open a file for reading: never a pipe, which would have us wait, or a device, which may have no end.
 
     Args:

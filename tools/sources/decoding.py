@@ -35,7 +35,7 @@ class Item(NamedTuple):
     """One image to decode: its name, for messages; its file, or its content; its label, if any."""
 
     name: str
-    file: Path | bytes
+    file: Path | str | bytes
     label: int | None
 
 

@@ -40,11 +40,15 @@ class ImageFiles:
     path: Path
     size: int
     report: Report
+    _start: str = ""  # of paths
     _entered: dict[tuple[int, int], Path] = field(default_factory=dict)  # folders that are used
 
-    def name(self, file: Path) -> str:
+    def __post_init__(self):
+        object.__setattr__(self, "_start", f"{self.path}/")
+
+    def name(self, file: Path | str) -> str:
         """A file's or folder's name, for messages."""
-        text, start = str(file), f"{self.path}/"
+        text, start = str(file), self._start
         return text[len(start):] if text.startswith(start) else os.path.relpath(file, self.path)  # the slower one
 
     def count(self, folder: Path, deep: bool = True, say: bool = True) -> int:

@@ -44,7 +44,7 @@ class Decoded(NamedTuple):
     frames: bool
 
 
-def load_image(file: Path | bytes, size: int, name: str | None = None) -> np.ndarray:
+def load_image(file: Path | str | bytes, size: int, name: str | None = None) -> np.ndarray:
     """Decode one image to uint8 (size, size, 3): upright by EXIF, its centre square, resized with antialiasing.
 
     An image of the right size keeps its pixels. Gray becomes RGB, 16 bits become 8 by a division by 257; transparent
@@ -57,7 +57,7 @@ def load_image(file: Path | bytes, size: int, name: str | None = None) -> np.nda
     return decode(file, size, name or str(file)).pixels
 
 
-def decode(file: Path | bytes, size: int, name: str, most: int | None = None) -> Decoded | None:
+def decode(file: Path | str | bytes, size: int, name: str, most: int | None = None) -> Decoded | None:
     """As ``load_image``; None for an image of more than ``most`` pixels, which is not decoded."""
     try:
         with io.BytesIO(file) if isinstance(file, bytes) else open_regular(file, MAX_FILE_BYTES) as stream:

@@ -61,7 +61,7 @@ class Folder:
     def images(self, name: str = ".", report: Report | None = None, deep: bool = True) -> Iterator[str]:
         """The images below a folder, or directly in it, as ``images_below`` has them."""
         for file in images_below(self.path / name, report, deep=deep, inside=self.path):
-            yield file.relative_to(self.path).as_posix()
+            yield file[len(str(self.path)) + 1:]
 
     def text(self, name: str) -> str:
         """A text file."""
