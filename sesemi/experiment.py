@@ -19,7 +19,7 @@ from sesemi.device import DTYPES, autocast, check_compiler, compiling, device_na
 from sesemi.evaluation import error_rates
 from sesemi.networks.layers import count_parameters
 from sesemi.resolve import check_network, open_sets, resolve
-from sesemi.run import PROXY_SETS, Run, dataset_images, evaluation_loader, fit
+from sesemi.run import Run, dataset_images, evaluation_loader, fit, proxy_sets
 from sesemi.runlog import RunFolder
 from sesemi.saved import (
     check_sets,
@@ -92,11 +92,10 @@ def data_line(config: Config, labels_by_class: dict[str, int], sets: dict[str, S
     parts = [f"data: {config.labels:,} labeled images ({by_class}), each seen "
              f"{_times(steps * VIEWS * batch, config.labels)}"]
     if config.method == "sesemi":
-        sources = [{name: len(sets[name]) for name in names if name in sets} for names in PROXY_SETS]
-        sources = [source for source in sources if source]
+        sources = {" and ".join(source): sum(map(len, source.values())) for source in proxy_sets(sets)}
         parts.append("in the proxy branch " + " + ".join(
-            f"{sum(source.values()):,} of {' and '.join(source)}, each seen "
-            f"{_times(steps * batch // len(sources), sum(source.values()))}" for source in sources))
+            f"{images:,} of {names}, each seen {_times(steps * batch // len(sources), images)}"
+            for names, images in sources.items()))
     elif config.method == "asl":
         parts.append(f"in the proxy branch the same, each seen {_times(steps * batch, config.labels)}")
     parts.append(f"{steps:,} steps, {config.steps_per_epoch(dataset_images(sets)):,} an epoch")

@@ -30,7 +30,6 @@ from sesemi.task import SesemiTask
 from sesemi.trainer import Trainer
 
 ESTIMATE_STEPS = 20  # of which the second half is timed
-PROXY_SETS = (("train", "unlabeled"), ("extra", "extra_unlabeled"))  # each a source of the proxy branch
 
 
 def fit(run: "Run", stop: StopRequest) -> None:
@@ -192,7 +191,14 @@ class Run:
 
 def dataset_images(sets: dict[str, ShardSet]) -> int:
     """Training images of a dataset, labeled or not."""
-    return sum(len(sets[name]) for name in PROXY_SETS[0] if name in sets)
+    return sum(map(len, proxy_sets(sets)[0].values()))
+
+
+def proxy_sets(sets: dict[str, ShardSet]) -> list[dict[str, ShardSet]]:
+    """The sets by name of each source of the proxy branch: the dataset's own, and extra ones, if any."""
+    sources = [{name: sets[name] for name in names if name in sets}
+               for names in (("train", "unlabeled"), ("extra", "extra_unlabeled"))]
+    return [source for source in sources if source]
 
 
 def proxy_images(method: str, labeled: Subset, sets: dict[str, ShardSet]) -> list[ImageSource]:
@@ -203,8 +209,8 @@ def proxy_images(method: str, labeled: Subset, sets: dict[str, ShardSet]) -> lis
     """
     match method:
         case "sesemi":
-            both = ([sets[name] for name in names if name in sets] for names in PROXY_SETS)
-            return [one[0] if len(one) == 1 else Joined(one) for one in both if one]
+            sources = [list(source.values()) for source in proxy_sets(sets)]
+            return [source[0] if len(source) == 1 else Joined(source) for source in sources]
         case "asl":
             return [labeled]
     return []

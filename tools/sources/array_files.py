@@ -15,7 +15,7 @@ from pipelines.common.errors import DataError, damage, shown
 from pipelines.common.reading import open_regular, read_npy_header
 from pipelines.common.words import short
 from tools.sources.report import FILES, FOLDERS, Report
-from tools.sources.walk import extension, folders_in, is_junk_file, is_junk_folder
+from tools.sources.walk import extension, folders_in, is_junk_file, is_junk_folder, junk_kind
 
 DEFLATE = 1032  # to one is the most that zip files compress
 OPENER = Callable[[], AbstractContextManager[BinaryIO]]
@@ -97,7 +97,7 @@ def _npy_names(names: list[str], report: Report) -> Iterator[str]:
     for name in names:
         *folders, last = name.split("/")
         if is_junk_file(last) or any(map(is_junk_folder, folders)):
-            report.leave_out(FILES, "._*" if last.startswith("._") else short(last), short(name))
+            report.leave_out(FILES, short(junk_kind(last)), short(name))
         elif last.lower().endswith(".npy"):
             yield name
         elif last:  # else a folder in a zip file

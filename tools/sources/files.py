@@ -2,7 +2,7 @@
 
 import os
 import zlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import NamedTuple
@@ -40,15 +40,11 @@ class ImageFiles:
     path: Path
     size: int
     report: Report
-    _start: str = ""  # of paths
     _entered: dict[tuple[int, int], Path] = field(default_factory=dict)  # folders that are used
-
-    def __post_init__(self):
-        object.__setattr__(self, "_start", f"{self.path}/")
 
     def name(self, file: Path | str) -> str:
         """A file's or folder's name, for messages."""
-        text, start = str(file), self._start
+        text, start = str(file), f"{self.path}/"
         return text[len(start):] if text.startswith(start) else os.path.relpath(file, self.path)  # the slower one
 
     def count(self, folder: Path, deep: bool = True, say: bool = True) -> int:
@@ -83,19 +79,29 @@ class ImageFiles:
         """Those in ``mask``; DataError where a folder has other images than it had."""
         first = 0
         for folder, before in zip(folders, seen, strict=True):
-            now = Seen()
-            for file in images_below(folder, deep=deep) if before.count else ():
-                name, at = self.name(file), first + now.count
-                now = now.and_(name)
-                if now.count > before.count:
-                    break
-                if mask is None or mask[at]:
-                    yield Item(name, file, None if labels is None else int(labels[at]))
-            if now != before:
-                raise changed(folder, before.count)
+            files = images_below(folder, deep=deep) if before.count else ()
+            for at, file in unchanged(files, self.name, before, folder):
+                if mask is None or mask[first + at]:
+                    yield Item(self.name(file), file, None if labels is None else int(labels[first + at]))
             first += before.count
 
 
-def changed(folder: Path, count: int) -> DataError:
-    """What is raised over a folder that has other images than it had."""
-    return DataError(f"{folder}: it had {count:,} images, and now has others; start again when no program changes it")
+def unchanged(files: Iterable[str], name: Callable[[str], str], before: Seen,
+              folder: Path) -> Iterator[tuple[int, str]]:
+    """Files with their numbers; DataError, at the latest behind the last, where they are others than ``before``.
+
+    Args:
+        files: of a folder, in the same order.
+        name: what ``before`` has of each.
+        before: the files that there were.
+        folder: for the message.
+    """
+    now = Seen()
+    for file in files:
+        now = now.and_(name(file))
+        if now.count > before.count:
+            break
+        yield now.count - 1, file
+    if now != before:
+        raise DataError(f"{folder}: it had {before.count:,} images, and now has others; start again when no program "
+                        f"changes it")

@@ -16,7 +16,7 @@ from tools.sources import Batches, Source
 from tools.sources.pickles import Array, Span, open_dict
 from tools.sources.report import Report
 from tools.sources.splits import Part, assemble
-from tools.sources.walk import one_level_down, report_others
+from tools.sources.walk import one_folder, report_others
 
 IMAGE_SHAPE = (32, 32, 3)
 ROW_BYTES = 32 * 32 * 3
@@ -55,7 +55,7 @@ def read(path: Path) -> Source:
         raise DataError(f"{path}: a zip file; unzip it first, --source is the folder with {TRAIN[0]}, ...")
     if not path.is_dir():
         raise DataError(f"{path}: not a folder; {EXPECTED} in it")
-    folder, test_folder = _one(path, TRAIN), _one(path, (TEST,))
+    folder, test_folder = one_folder(path, TRAIN, f"{TRAIN[0]} or its like"), one_folder(path, (TEST,), TEST)
     if folder is None:
         raise DataError(f"{path}: no ImageNet 32×32 here; {EXPECTED}")
     for name in TRAIN:
@@ -71,15 +71,6 @@ def read(path: Path) -> Source:
     if test is None:
         report.note(f"{TEST}: not found")
     return Source("imagenet32", IMAGE_SHAPE, splits, {"path": str(folder.resolve())}, report)
-
-
-def _one(path: Path, names: Sequence[str]) -> Path | None:
-    """The one folder with any of these files; None where there is none."""
-    found = one_level_down(path, names)
-    if len(found) > 1:
-        raise DataError(f"{path}: {names[0]} or its like found in {', '.join(one.name for one in found)}, expected a "
-                        f"single folder; --source names it")
-    return found[0] if found else None
 
 
 @contextmanager

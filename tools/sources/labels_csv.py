@@ -12,7 +12,7 @@ from pipelines.common.errors import DataError, shown
 from pipelines.common.progress import progress_bar
 from tools.sources import Source
 from tools.sources.decoding import Item, decoded
-from tools.sources.files import ImageFiles, Seen, changed
+from tools.sources.files import ImageFiles, Seen, unchanged
 from tools.sources.folder import check_folder
 from tools.sources.images import RESIZED
 from tools.sources.label_table import TEST, TRAIN, VAL, LabelTable
@@ -213,14 +213,7 @@ class _Chosen:
         def items(mask: np.ndarray | None) -> Iterator[Item]:
             wanted = np.zeros(len(self._labels), bool)
             wanted[inside if mask is None else inside[mask]] = True
-            now = Seen()
-            for image in images_below(self._path):
-                name, at = self._files.name(image), now.count
-                now = now.and_(name)
-                if now.count > len(wanted):
-                    break
+            for at, image in unchanged(images_below(self._path), self._files.name, self._seen, self._path):
                 if wanted[at]:
-                    yield Item(name, image, int(self._labels[at]))
-            if now != self._seen:
-                raise changed(self._path, self._seen.count)
+                    yield Item(self._files.name(image), image, int(self._labels[at]))
         return Part(len(inside), labels, lambda mask: decoded(items(mask), self._files.size, self._files.report), place)

@@ -9,9 +9,9 @@ from pipelines.common.errors import DataError, UsageError
 from tools.sources.images import MAX_MEMBER_BYTES
 from tools.sources.report import FILES, Report
 from tools.sources.sample_labels import CLS, KINDS, TAKE_NONE, Labels
-from tools.sources.tar_paths import Tar, junk_kind
+from tools.sources.tar_paths import Tar
 from tools.sources.tars import content, members, opened
-from tools.sources.walk import EXTENSIONS, HEIC_HINT, NOT_READ, extension, is_junk_file, is_junk_folder
+from tools.sources.walk import EXTENSIONS, HEIC_HINT, NOT_READ, extension, is_junk_file, is_junk_folder, junk_kind
 
 KEPT = 1000  # names of samples of a tar, of each kind; and extensions of images
 MAX_IMAGES = 100  # of a sample

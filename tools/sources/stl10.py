@@ -16,7 +16,7 @@ from tools.sources import Batches, Source, tars
 from tools.sources.images import RESIZED, to_square
 from tools.sources.report import Report
 from tools.sources.splits import Part, assemble
-from tools.sources.walk import one_level_down, report_others
+from tools.sources.walk import one_folder, report_others
 
 SIDE = 96  # pixels
 IMAGE_BYTES = 3 * SIDE * SIDE
@@ -96,15 +96,11 @@ def _find(path: Path, report: Report) -> Files:
         return _archive(path)
     if not path.is_dir():
         raise DataError(f"{path}: not found; {EXPECTED}")
-    found = one_level_down(path, FILES[:5])
-    if len(found) > 1:
-        raise DataError(f"{path}: STL-10's files found in {', '.join(one.name for one in found)}, expected a single "
-                        f"folder; --source names it")
-    if not found:
+    folder = one_folder(path, FILES[:5], "STL-10's files")
+    if folder is None:
         if (path / ARCHIVE).is_file():
             return _archive(path / ARCHIVE)
         raise DataError(f"{path}: no STL-10 here; {EXPECTED}")
-    folder = found[0]
     report_others(folder, FILES, report)
     if folder != path:
         report.note(f"{folder} is read")

@@ -11,7 +11,7 @@ import numpy as np
 from pipelines.common.errors import DataError
 from tools.sources import Batches, Source, Split, matlab
 from tools.sources.report import Report
-from tools.sources.walk import one_level_down, report_others
+from tools.sources.walk import one_folder, report_others
 
 IMAGE_SHAPE = (32, 32, 3)
 IMAGES = {"train": 73_257, "test": 26_032, "extra": 531_131}  # of the published files; one that claims more is none
@@ -30,14 +30,11 @@ def read(path: Path) -> Source:
     """
     if not path.is_dir():
         raise DataError(f"{path}: not a folder; --source is the folder with train_32x32.mat and test_32x32.mat")
-    found = one_level_down(path, [f"{name}_32x32.mat" for name in IMAGES])
-    if len(found) > 1:
-        raise DataError(f"{path}: SVHN's files found in {', '.join(one.name for one in found)}, expected a single "
-                        f"folder; --source names it")
+    found = one_folder(path, [f"{name}_32x32.mat" for name in IMAGES], "SVHN's files")
     report = Report()
-    if found and found[0] != path:
-        report.note(f"{found[0]} is read")
-        path = found[0]
+    if found not in (None, path):
+        report.note(f"{found} is read")
+        path = found
     report_others(path, [f"{name}_32x32.mat" for name in IMAGES], report)
     names = ["train", "test"] + (["extra"] if (path / "extra_32x32.mat").exists() else [])
     splits = []

@@ -10,7 +10,7 @@ from typing import NamedTuple
 from pipelines.common.errors import DataError
 from tools.sources.report import FILES, FOLDERS, Report
 from tools.sources.splits import TEST_NAMES, UNLABELED_NAMES, VAL_NAMES, is_split
-from tools.sources.walk import extension, is_junk_file, is_junk_folder
+from tools.sources.walk import file_kind, is_junk_file, is_junk_folder
 
 SUFFIXES = (".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tbz2", ".tar.xz", ".txz")
 TRAIN, TEST, VAL, UNLABELED = "train", "test", "val", "unlabeled"
@@ -133,12 +133,7 @@ def _is_tar(name: str) -> bool:
 
 
 def _leave_out(name: str, shown: str, report: Report) -> None:
-    report.leave_out(FILES, junk_kind(name) if is_junk_file(name) else extension(name) or "no extension", shown)
-
-
-def junk_kind(name: str) -> str:
-    """What a report calls a file that another program left."""
-    return "._*" if name.startswith("._") else name
+    report.leave_out(FILES, file_kind(name), shown)
 
 
 def expanded(pattern: str) -> Iterator[str]:

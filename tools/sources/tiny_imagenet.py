@@ -13,7 +13,7 @@ from pipelines.common.reading import open_regular
 from pipelines.shards.manifest import MAX_CLASSES
 from tools.sources import Source
 from tools.sources.decoding import Item, decoded
-from tools.sources.files import Seen, changed
+from tools.sources.files import Seen, unchanged
 from tools.sources.images import RESIZED, Damaged
 from tools.sources.report import FILES, FOLDERS, IMAGES, Report
 from tools.sources.splits import Part, assemble
@@ -21,11 +21,12 @@ from tools.sources.walk import (
     DEEPEST,
     EXTENSIONS,
     extension,
+    file_kind,
     folders_in,
     images_below,
     is_junk_file,
     is_junk_folder,
-    one_level_down,
+    one_folder,
 )
 
 WNIDS = "wnids.txt"
@@ -139,8 +140,7 @@ class Zip(Folder):
             elif suffix in EXTENSIONS and not is_junk_file(entry):
                 yield inside
             elif report:
-                junk = "._*" if entry.startswith("._") else entry
-                report.leave_out(FILES, junk if is_junk_file(entry) else suffix or "no extension", inside)
+                report.leave_out(FILES, file_kind(entry), inside)
 
     def text(self, name: str) -> str:
         with damage(f"{self.where(name)}: not readable"):
@@ -201,12 +201,8 @@ def _find(path: Path) -> Folder:
         return Zip(path)
     if not path.is_dir():
         raise DataError(f"{path}: not found; {EXPECTED}")
-    found = one_level_down(path, [WNIDS])
-    if len(found) > 1:
-        raise DataError(f"{path}: {WNIDS} found in {', '.join(one.name for one in found)}, expected a single folder; "
-                        f"--source names it")
-    if found:
-        return Folder(found[0])
+    if (found := one_folder(path, [WNIDS], WNIDS)) is not None:
+        return Folder(found)
     if (path / ZIP).is_file():
         return Zip(path / ZIP)
     raise DataError(f"{path}: no Tiny ImageNet here; {EXPECTED}")
@@ -281,17 +277,13 @@ class _Reader:
     def _items(self, places: Sequence[tuple[str, Callable[[str], int] | None]],
                seen: Sequence[Seen]) -> Iterator[Item]:
         for (folder, label), before in zip(places, seen, strict=True):
-            now = Seen()
-            for name in self._files.images(folder):
-                now = now.and_(name)
+            for _, name in unchanged(self._files.images(folder), str, before, self._files.path / folder):
                 try:
                     image = self._files.image(name)
                 except Damaged as error:
                     self._report.damaged(error.name, error.why)
                 else:
                     yield Item(name, image, label(name) if label else None)
-            if now != before:
-                raise changed(self._files.path / folder, before.count)
 
 
 def _validation(files: Folder, classes: Sequence[str], reader: _Reader, report: Report) -> Part:

@@ -37,6 +37,16 @@ def is_junk_file(name: str) -> bool:
     return name.startswith(".") or name.lower() in JUNK_FILES
 
 
+def junk_kind(name: str) -> str:
+    """What a report calls a file that another program left."""
+    return "._*" if name.startswith("._") else name
+
+
+def file_kind(name: str) -> str:
+    """What a report calls a file that is no image: junk by its name, else its extension."""
+    return junk_kind(name) if is_junk_file(name) else extension(name) or "no extension"
+
+
 def extension(name: str) -> str:
     """A file's extension in lower case; empty where none follows the last dot: ``x``, ``5.5cm``, ``2019.03``."""
     found = os.path.splitext(name)[1].lower()
@@ -135,7 +145,7 @@ def _enter(entry: os.DirEntry, around: list[tuple[int, int]], outside: int, insi
 def _is_image(entry: os.DirEntry, inside: Path, report: Report | None) -> bool:
     name, suffix = entry.name, extension(entry.name)
     if is_junk_file(name):
-        kind = "._*" if name.startswith("._") else name
+        kind = junk_kind(name)
     elif not _is_file(entry):
         kind = "broken links" if entry.is_symlink() else "no regular files"
     elif suffix in EXTENSIONS:
@@ -170,8 +180,7 @@ def report_others(folder: Path, used: Iterable[str], report: Report) -> None:
     used = set(used)
     with os.scandir(folder) as entries:
         for name in sorted(entry.name for entry in entries if _is_file(entry) and entry.name not in used):
-            kind = name if is_junk_file(name) else extension(name) or "no extension"
-            report.leave_out(FILES, "._*" if name.startswith("._") else kind, name)
+            report.leave_out(FILES, file_kind(name), name)
 
 
 def one_level_down(path: Path, names: Iterable[str]) -> list[Path]:
@@ -186,3 +195,15 @@ def one_level_down(path: Path, names: Iterable[str]) -> list[Path]:
     if not path.is_dir():
         return []
     return [path] if has_one(path) else [path / name for name in folders_in(path) if has_one(path / name)]
+
+
+def one_folder(path: Path, names: Iterable[str], what: str) -> Path | None:
+    """The folder that ``one_level_down`` finds; None where it finds none.
+
+    Raises DataError where it finds several, in which ``what`` is.
+    """
+    found = one_level_down(path, names)
+    if len(found) > 1:
+        raise DataError(f"{path}: {what} found in {', '.join(one.name for one in found)}, expected a single folder; "
+                        f"--source names it")
+    return found[0] if found else None
