@@ -58,3 +58,15 @@ def lines(text: str) -> list[str]:
 def left_out(path: Path) -> dict:
     """What a shard set's manifest says was left out."""
     return ShardSet(path).manifest.source.get("left_out", {})
+
+
+def classes_of(names) -> dict[str, str]:
+    """By the name of the folder two above, in these layouts the class."""
+    return {name: name.split("/")[1] for name in names}
+
+
+def prepared(command, photos, tmp_path, *flags) -> list[str]:
+    """Prepare what has to succeed; its output."""
+    status, out, err = run(command, photos.path, tmp_path / "s", *flags)
+    assert status == 0, err
+    return lines(out)
